@@ -1,0 +1,53 @@
+# The project's commands. `make test` and `make demo` need Python 3.11 or later and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CACHE := $(if $(AIRGAP_CACHE),$(AIRGAP_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/harbor-airgap)
+export AIRGAP_CACHE := $(CACHE)
+export AIRGAP_SHARED ?= $(abspath ../shared)
+WORKERS ?= 2
+
+.PHONY: help install test lint unit integration site bench demo lock-requirements clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+install: $(STAMP) ## Install the project and what its development needs into .venv
+
+$(STAMP): requirements-dev.txt requirements-programs.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-programs.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+test: lint unit ## Lint, types, import rules, unit, attack and contract tests
+
+lint: $(STAMP) ## ruff, mypy strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/pytest -n $(WORKERS) tests/unit tests/attacks tests/contract -m "not integration"
+
+integration: $(STAMP) ## Real peers: needs root and the Debian packages that .ci/run names
+	$(BIN)/pytest tests/integration tests/contract -m integration
+
+site: $(STAMP) ## A real Kubernetes in a namespace without a route out: needs root and Go
+	$(BIN)/pytest tests/site -m site
+
+bench: $(STAMP) ## Measure against skopeo, oras and docker-registry; results in docs/benchmarks.md
+	$(BIN)/python -m tests.bench
+
+demo: $(STAMP) ## The whole way on this machine: upstream, lock, bundle, verify, serve, render
+	$(BIN)/python -m tests.demo
+
+lock-requirements: $(STAMP) ## Pin the newest versions of what requirements-dev.in names
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-header --allow-unsafe \
+	  --no-emit-index-url --no-emit-find-links -o requirements-dev.txt requirements-dev.in
+
+clean: ## Remove what was installed and built here
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

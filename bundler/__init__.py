@@ -1,0 +1,1 @@
+"""The connected side: spec, lock, signed bundle."""

@@ -1,0 +1,29 @@
+"""The command ``bundler``: what runs on the connected host, one verb a module."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+
+from installer.cli.console import LazyGroup, run_group
+
+VERBS = {
+    "init": "Write a commented bundle.yaml to start from.",
+    "keygen": "Make a passphrase-encrypted signing key and its public key.",
+    "lock": "Resolve bundle.yaml to digests and sizes: bundle.lock.",
+    "build": "Fetch everything that the lock names into one signed file.",
+}
+
+cli = LazyGroup(
+    "bundler",
+    package=__name__,
+    verbs=VERBS,
+    help="Packs Harbor and all it needs into one signed file for an isolated site.",
+)
+click.version_option(package_name="harbor-airgap")(cli)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    run_group(cli)

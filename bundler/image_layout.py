@@ -1,0 +1,141 @@
+"""The documents that let other tools read the bundle in place.
+
+``index.json`` makes the tar an OCI image layout, ``manifest.json`` a docker-archive whose entries
+point into the same blobs. What each reader needs, and what it trips over, is in docs/format.md:
+images carry a short name without a colon (oras splits at the last one) and containerd's full
+name; everything else carries only a name of our own (ctr 1.6 fails on a named artefact).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from installer.bundle.catalog import catalog
+from installer.bundle.manifest import Image
+from installer.oci.graph import ImageIndex, read_manifest
+from installer.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bundler.lock import Lock
+    from installer.bundle.digest import Digest
+    from installer.bundle.manifest import Manifest
+    from installer.oci.graph import Descriptor, ImageManifest
+
+OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
+_OURS = "io.harbor-airgap.name"
+
+
+def index_json(manifest: Manifest) -> bytes:
+    """The layout's index: every content of the manifest by the names that its readers want."""
+    short = _short_names(manifest)
+    entries = []
+    for named in catalog(manifest):
+        content = named.content
+        name = f"{named.repository}:{named.tag}" if named.tag else named.repository
+        annotations = {_OURS: name}
+        if isinstance(content, Image):
+            annotations["io.containerd.image.name"] = content.reference
+            annotations["org.opencontainers.image.ref.name"] = short[content.reference]
+        entries.append(
+            {
+                "mediaType": content.media_type,
+                "digest": content.digest,
+                "size": content.manifest_size,
+                "annotations": annotations,
+            }
+        )
+    index = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": entries,
+    }
+    return msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n"
+
+
+def docker_manifest(lock: Lock, documents: Mapping[Digest, bytes]) -> bytes:
+    """The docker-archive's list of images; ``documents`` are all manifests by digest.
+
+    An index stands for the image of the first platform that the lock names, since a
+    docker-archive knows no platforms.
+    """
+    entries = []
+    for image in lock.images:
+        platform = _image_manifest(image.root, documents, lock.platforms)
+        if platform is None:
+            continue
+        reference = Reference.parse(image.reference)
+        tag = f"{reference.repository}:{reference.tag}" if reference.tag else None
+        entries.append(
+            {
+                "Config": platform.config.digest.blob_path,
+                "RepoTags": [tag] if tag else [],
+                "Layers": [layer.digest.blob_path for layer in platform.layers],
+            }
+        )
+    return msgspec.json.format(msgspec.json.encode(entries), indent=1) + b"\n"
+
+
+def _image_manifest(
+    root: Descriptor, documents: Mapping[Digest, bytes], platforms: tuple[str, ...]
+) -> ImageManifest | None:
+    document = read_manifest(documents[root.digest], root.media_type, str(root.digest))
+    if not isinstance(document, ImageIndex):
+        return document
+    for platform in platforms:
+        for child in document.manifests:
+            if child.platform == platform and child.digest in documents:
+                return _image_manifest(child, documents, platforms)
+    return None
+
+
+def _short_names(manifest: Manifest) -> dict[str, str]:
+    """Names without a colon: the last component and the tag, longer where two would be alike."""
+    names: dict[str, str] = {}
+    for image in manifest.images:
+        reference = Reference.parse(image.reference)
+        version = reference.tag or (reference.digest.hex[:12] if reference.digest else "latest")
+        parts = reference.repository.replace(":", "-").split("/")
+        for count in range(1, len(parts) + 1):
+            name = "-".join((*parts[-count:], version))
+            if name not in names.values():
+                names[image.reference] = name
+                break
+        else:
+            names[image.reference] = f"{'-'.join(parts)}-{image.root.digest.hex}"
+    return names
+
+
+def readme(lock: Lock) -> bytes:
+    """A page in plain words for whoever finds the disk: what it is and how to check it."""
+    lines = [
+        f"{lock.name}, serial {lock.serial} of channel {lock.channel}, made {lock.created}",
+        "",
+        "This file is a bundle for an isolated site: a tar that is also an OCI image layout.",
+        "bundle.json lists every other file in it with size and sha256, and is signed.",
+        "",
+        "Check the signature with openssl alone. BUNDLE is the file, release.pub the public key,",
+        "which must have reached you over another way than this disk:",
+        "",
+        "  tar xf BUNDLE bundle.json bundle.json.sig",
+        "  openssl dgst -sha256 -verify release.pub -signature bundle.json.sig bundle.json",
+        "",
+        "Check every blob against its name, and the names against bundle.json:",
+        "",
+        (
+            "  tar xf BUNDLE --wildcards 'blobs/sha256/*' --to-command="
+            '\'test "$(openssl dgst -sha256 -r | cut -c1-64)" = "${TAR_FILENAME##*/}"'
+            " || echo BAD $TAR_FILENAME'"
+        ),
+        "",
+        "With the installer:",
+        "",
+        "  installer verify  BUNDLE --key release.pub",
+        "  installer inspect BUNDLE --key release.pub",
+        "  installer run     BUNDLE --key release.pub --site site.yaml",
+        "",
+    ]
+    return "\n".join(lines).encode()

@@ -1,0 +1,181 @@
+"""``bundle.lock``: everything that the spec means, by digest and size, and where each byte is from.
+
+The lock is what a person reviews and a build repeats: same lock, same bundle, bit for bit. It is
+JSON with a line a value, sorted, so that a diff between two locks reads as what changed. The
+entries are those of the bundle's manifest; ``blobs`` adds the place that each blob is fetched from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+
+from installer.bundle.digest import Digest
+from installer.bundle.manifest import (
+    Chart,
+    Database,
+    File,
+    Image,
+    Manifest,
+    Member,
+    Tool,
+)
+from installer.errors import InvalidInput
+from installer.oci.graph import Descriptor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+_AGAIN = "write it again with: bundler lock bundle.yaml"
+
+
+class Blob(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
+):
+    """A blob by digest, size (bytes) and media type, and exactly one place that it comes from.
+
+    ``repository`` is a repository with its host on a registry (a manifest type is fetched as
+    manifest); ``source`` is a URL or a path relative to the spec, of the file itself or, with
+    ``member``, of a tar or zip archive with digest ``archive`` that has it inside; ``text`` is
+    the content itself, for manifests and configs that the builder authors.
+    """
+
+    digest: str
+    size: int
+    media_type: str
+    repository: str = ""
+    source: str = ""
+    member: str = ""
+    archive: str = ""
+    text: str | None = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor that stores work with."""
+        return Descriptor(self.media_type, Digest.parse(self.digest), self.size)
+
+
+class Lock(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
+):
+    """All of a bundle, resolved.
+
+    ``serial`` and ``created`` change only when anything else does: locking again without a
+    change upstream gives the same file. ``spec_digest`` is of the spec that it was made from.
+    """
+
+    api_version: Literal["bundle/v1"]
+    kind: Literal["BundleLock"]
+    name: str
+    channel: str
+    serial: int
+    created: str
+    spec_digest: str
+    platforms: tuple[str, ...]
+    blobs: tuple[Blob, ...]
+    expires: str = ""
+    charts: tuple[Chart, ...] = ()
+    images: tuple[Image, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    databases: tuple[Database, ...] = ()
+    files: tuple[File, ...] = ()
+
+
+def encode_lock(lock: Lock) -> bytes:
+    """Write the lock, always the same bytes for the same content."""
+    return msgspec.json.format(msgspec.json.encode(lock), indent=2) + b"\n"
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a lock; raises InvalidInput that says what is wrong with it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(
+            f"{path}: {error.strerror}", hint="write it with: bundler lock bundle.yaml"
+        ) from error
+    try:
+        lock = msgspec.json.decode(data, type=Lock)
+        Digest.parse(lock.spec_digest)
+        for blob in lock.blobs:
+            _check_blob(blob)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error.message}", hint=_AGAIN) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput(f"{path}: not a bundle.lock: {error}", hint=_AGAIN) from error
+    if encode_lock(lock) != data:
+        raise InvalidInput(
+            f"{path}: was edited by hand", hint="change bundle.yaml and run: bundler lock"
+        )
+    return lock
+
+
+class Change(NamedTuple):
+    """How a content differs between two locks; ``before`` or ``after`` is "" where it is not."""
+
+    kind: str
+    name: str
+    before: str
+    after: str
+
+
+def changes(old: Lock, new: Lock) -> list[Change]:
+    """What is added, removed or another one, by kind and name; digests before and after."""
+    before, after = _digests(old), _digests(new)
+    return [
+        Change(kind, name, before.get((kind, name), ""), after.get((kind, name), ""))
+        for kind, name in sorted({**before, **after})
+        if before.get((kind, name)) != after.get((kind, name))
+    ]
+
+
+def _digests(lock: Lock) -> dict[tuple[str, str], str]:
+    return {
+        **{("chart", f"{c.name} {c.version}"): c.digest for c in lock.charts},
+        **{("image", image.reference): image.digest for image in lock.images},
+        **{("tool", f"{t.name} {t.platform}"): t.digest for t in lock.tools},
+        **{("database", d.reference): d.digest for d in lock.databases},
+        **{("file", file.name): file.digest for file in lock.files},
+    }
+
+
+def _check_blob(blob: Blob) -> None:
+    digest = blob.descriptor.digest
+    places = [bool(blob.repository), bool(blob.source), blob.text is not None]
+    if places.count(True) != 1 or blob.size < 0:
+        raise InvalidInput(f"{digest} needs exactly one place, and a size")
+    if blob.text is not None and Digest.of(blob.text.encode()) != digest:
+        raise InvalidInput(f"the text of {digest} has another digest")
+    if blob.member:
+        Digest.parse(blob.archive)
+
+
+def bundle_manifest(lock: Lock, front: tuple[Member, ...], signature_area: int) -> Manifest:
+    """The manifest of the lock's bundle; ``front`` are the members before the blobs.
+
+    Manifests and configs come before layers, each sorted by digest: a reader that streams has
+    the small documents first, and the order depends on nothing but the lock.
+    """
+    blobs = sorted(lock.blobs, key=lambda b: ("json" not in b.media_type, b.digest))
+    members = tuple(
+        Member(Digest.parse(b.digest).blob_path, b.size, Digest.parse(b.digest).hex) for b in blobs
+    )
+    return Manifest(
+        api_version="bundle/v1",
+        kind="Bundle",
+        name=lock.name,
+        channel=lock.channel,
+        serial=lock.serial,
+        created=lock.created,
+        platforms=lock.platforms,
+        signature_area=signature_area,
+        members=(*front, *members),
+        expires=lock.expires,
+        charts=lock.charts,
+        images=lock.images,
+        tools=lock.tools,
+        databases=lock.databases,
+        files=lock.files,
+    )

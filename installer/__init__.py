@@ -1,0 +1,1 @@
+"""What ships to the site: the trusted base, small and without an import of bundler."""

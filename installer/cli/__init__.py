@@ -1,0 +1,30 @@
+"""The command ``installer``: what runs on the isolated site, one verb a module."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+
+from installer.cli.console import LazyGroup, run_group
+
+VERBS = {
+    "verify": "Check signature, headers and every byte of a bundle.",
+    "inspect": "Show what is inside a bundle whose signature holds.",
+    "serve": "Serve a bundle as a read-only registry, straight from the file.",
+    "render": "Print the objects that would be applied, for review; needs no cluster.",
+    "run": "Verify, seed, deploy and check: the whole installation.",
+}
+
+cli = LazyGroup(
+    "installer",
+    package=__name__,
+    verbs=VERBS,
+    help="Installs Harbor on an isolated site from one signed file.",
+)
+click.version_option(package_name="harbor-airgap")(cli)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    run_group(cli)

@@ -1,0 +1,91 @@
+"""``installer inspect``: what is inside, from the signed manifest alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from installer.bundle.digest import Digest
+from installer.cli.console import output_option, print_json, print_table, size_text
+from installer.cli.open import bundle_argument, key_option, open_verified
+from installer.oci.graph import ImageIndex, read_manifest
+from installer.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from installer.bundle.archive import VerifiedBundle
+    from installer.bundle.manifest import Content
+
+
+@click.command("inspect")
+@bundle_argument
+@key_option
+@output_option
+def command(bundle: Path, key_file: Path, output: str) -> None:
+    """Show what BUNDLE holds. The signature is checked first, the contents are not read."""
+    with open_verified(bundle, key_file) as verified:
+        if output == "json":
+            document = msgspec.to_builtins(verified.manifest)
+            document["digest"] = str(verified.digest)
+            document["signers"] = list(verified.signers)
+            document["bytes"] = verified.layout.size
+            print_json(document)
+            return
+        _show(verified)
+
+
+def _show(verified: VerifiedBundle) -> None:
+    manifest = verified.manifest
+    click.echo(
+        f"{manifest.name}  serial {manifest.serial}  channel {manifest.channel}  "
+        f"created {manifest.created}"
+        + (f"  expires {manifest.expires}" if manifest.expires else "")
+    )
+    click.echo(
+        f"{size_text(verified.layout.size)} in {len(manifest.members)} members for "
+        f"{', '.join(manifest.platforms)}; bundle.json {verified.digest}; "
+        f"signed by {', '.join(signer[:16] for signer in verified.signers)}\n"
+    )
+    rows = [
+        ["chart", f"{c.name} {c.version} (app {c.app_version})", size_text(c.size), c.sha256[:12]]
+        for c in manifest.charts
+    ]
+    for image in manifest.images:
+        charts = sorted({origin.chart or "spec" for origin in image.origins})
+        name = str(Reference.parse(image.reference)) + (
+            f"  ({', '.join(charts)})" if charts else ""
+        )
+        size = size_text(_content_size(verified, image))
+        rows.append(["image", name, size, Digest.parse(image.digest).hex[:12]])
+    rows += [
+        ["tool", f"{t.name} ({t.platform})", size_text(t.size), t.sha256[:12]]
+        for t in manifest.tools
+    ]
+    for database in manifest.databases:
+        dated = f"  of {database.updated_at}" if database.updated_at else ""
+        digest = Digest.parse(database.digest).hex[:12]
+        rows.append(["database", database.reference + dated, size_text(database.size), digest])
+    rows += [["file", f.name, size_text(f.size), f.sha256[:12]] for f in manifest.files]
+    print_table("", ["kind", "name", "size", "sha256"], rows)
+
+
+def _content_size(verified: VerifiedBundle, content: Content) -> int:
+    """Bytes of all that the content's manifest points to, as far as the bundle has it."""
+    total, waiting, seen = 0, [content.root], set()
+    while waiting:
+        descriptor = waiting.pop()
+        if descriptor.digest in seen:
+            continue
+        seen.add(descriptor.digest)
+        total += descriptor.size
+        if descriptor.is_manifest and verified.find(descriptor.digest.blob_path):
+            data = verified.read(descriptor.digest.blob_path)
+            document = read_manifest(data, descriptor.media_type, str(descriptor.digest))
+            if isinstance(document, ImageIndex):
+                waiting += [m for m in document.manifests if verified.find(m.digest.blob_path)]
+            else:
+                waiting += document.children
+    return total

@@ -1,0 +1,94 @@
+"""One tree of errors, a hint each, and the exit codes in one place.
+
+An error tells three things: what was wrong, where, and what to do next. The first two are its
+message, the third its hint. The class decides the exit code, which scripts rely on
+(docs/operations.md lists them); nothing else in the project maps errors to codes.
+"""
+
+from __future__ import annotations
+
+
+class AirgapError(Exception):
+    """Base of every error that the project raises on purpose.
+
+    ``hint`` is one sentence with the next step; it is printed on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidInput(AirgapError):
+    """A file or an option that a person wrote is wrong: file, line and key are in the message."""
+
+    exit_code = 2
+
+
+class NotTrusted(AirgapError):
+    """The bundle may not be used: each refusal below has a class of its own."""
+
+    exit_code = 3
+
+
+class Unsigned(NotTrusted):
+    """There is no signature member, or none with our name."""
+
+
+class WrongSignature(NotTrusted):
+    """No signature holds for the given key: other key, or other bytes."""
+
+
+class Expired(NotTrusted):
+    """The manifest's expiry has passed."""
+
+
+class Rollback(NotTrusted):
+    """The bundle's serial is lower than one that this site has already seen."""
+
+
+class WrongChannel(NotTrusted):
+    """The bundle belongs to another channel than the site follows."""
+
+
+class Corrupt(AirgapError):
+    """Bytes differ from what was signed or locked: place and expected digest are in the message."""
+
+    exit_code = 4
+
+
+class PreflightFailed(AirgapError):
+    """The machine, the cluster or the site can't take what was asked; nothing was changed."""
+
+    exit_code = 5
+
+
+class TransferFailed(AirgapError):
+    """Network, registry or disk: what can be done again goes on where it stopped."""
+
+    exit_code = 6
+
+
+class NotFound(TransferFailed):
+    """The other side answers, but does not have it."""
+
+
+class DeploymentFailed(AirgapError):
+    """Helm or the cluster refused; the journal lets the next run go on."""
+
+    exit_code = 7
+
+
+class AcceptanceFailed(AirgapError):
+    """It is deployed, but the proof that it works failed."""
+
+    exit_code = 8
+
+
+class Interrupted(AirgapError):
+    """Ctrl-C or a termination signal; partial work is kept for resume."""
+
+    exit_code = 130

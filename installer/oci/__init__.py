@@ -1,0 +1,1 @@
+"""References, manifests and stores as the OCI specifications define them."""

@@ -1,0 +1,1 @@
+"""Data only: bundle specs and site profiles that ship with both commands."""

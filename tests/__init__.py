@@ -1,0 +1,1 @@
+"""The tests, and what they, the demo and the benchmarks stand on."""

@@ -1,0 +1,24 @@
+"""Rules for every tier."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+NO_SKIPS = "AIRGAP_NO_SKIPS"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why a run without failures is not good enough."""
+    if os.environ.get(NO_SKIPS) and terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line(f"tests were skipped, and {NO_SKIPS} is set", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where everything is installed nothing may skip: a skipped test is a failed one there."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get(NO_SKIPS) and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = 1
