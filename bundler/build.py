@@ -1,0 +1,212 @@
+"""The pipeline from lock to bundle, readable top to bottom.
+
+(1) the signing key is unlocked by the caller before anything is fetched;
+(2) all manifests are read (they are small), since ``manifest.json`` is made from them;
+(3) the manifest is authored and the file laid out: from here on every offset is known;
+(4) the file is filled at its final offsets, each byte written once;
+(5) bundle.json is signed and the signature area written;
+(6) the file is synced, and only then gets its final name: there is no half a bundle.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from bundler.fetch import Filled, Job, Journal, fill
+from bundler.image_layout import OCI_LAYOUT, docker_manifest, index_json, readme
+from bundler.lock import bundle_manifest
+from installer.bundle.digest import Digest
+from installer.bundle.layout import BLOCK, Layout, layout
+from installer.bundle.manifest import SIGNATURE_AREA, Manifest, Member, encode
+from installer.bundle.signature import encode_area
+from installer.errors import InvalidInput, TransferFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from bundler.keys import SigningKey
+    from bundler.lock import Blob, Lock
+    from bundler.sources.upstream import Upstream
+
+THREADS = 4
+"""Connections at once: four fill two cores, more only wait for each other (docs/benchmarks.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be written: the manifest's bytes, the places, and the small members' contents."""
+
+    manifest: Manifest
+    payload: bytes
+    places: Layout
+    front: dict[str, bytes]
+    documents: dict[Digest, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finished bundle: its size in bytes, the digest of bundle.json, and what filling took."""
+
+    path: Path
+    size: int
+    digest: Digest
+    manifest: Manifest
+    filled: Filled
+
+
+def plan(lock: Lock, upstream: Upstream) -> Plan:
+    """Steps (2) and (3); raises TransferFailed or Corrupt when a manifest can't be had."""
+    documents = _read_manifests(lock, upstream)
+    contents = {
+        "README.txt": readme(lock),
+        "oci-layout": OCI_LAYOUT,
+        "index.json": index_json(bundle_manifest(lock, (), SIGNATURE_AREA)),
+        "manifest.json": docker_manifest(lock, documents),
+    }
+    front = tuple(Member(p, len(data), Digest.of(data).hex) for p, data in contents.items())
+    manifest = bundle_manifest(lock, front, SIGNATURE_AREA)
+    payload = encode(manifest)
+    return Plan(manifest, payload, layout(manifest, len(payload)), contents, documents)
+
+
+def build(
+    lock: Lock,
+    upstream: Upstream,
+    key: SigningKey,
+    out: Path,
+    *,
+    prepared: Plan | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Built:
+    """Write the bundle to ``out``; what is left of an interrupted build of the same lock is used.
+
+    ``progress`` is told the bytes of each piece that is in place. Raises TransferFailed, Corrupt
+    or InvalidInput; then there is no file ``out``, and ``out.partial`` is what the next run goes
+    on with.
+    """
+    prepared = prepared or plan(lock, upstream)
+    partial = out.with_name(out.name + ".partial")
+    guard = FileLock(str(partial) + ".lock")
+    try:
+        with guard.acquire(timeout=0):
+            built = _write(lock, prepared, upstream, key, out, partial, progress)
+    except Timeout as error:
+        raise InvalidInput(f"another build is writing {partial}") from error
+    except OSError as error:
+        raise TransferFailed(
+            f"{error.filename or partial}: {error.strerror}",
+            hint="make room or choose another disk; the same command goes on where it stopped",
+        ) from error
+    with suppress(OSError):
+        os.unlink(guard.lock_file)  # noqa: PTH108 (filelock gives a string)
+    return built
+
+
+def _write(
+    lock: Lock,
+    prepared: Plan,
+    upstream: Upstream,
+    key: SigningKey,
+    out: Path,
+    partial: Path,
+    progress: Callable[[int], None],
+) -> Built:
+    places, digest = prepared.places, Digest.of(prepared.payload)
+    notes = partial.with_name(partial.name + ".journal")
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        journal = Journal(notes, str(digest))
+        try:
+            _reserve(descriptor, places.size, partial)
+            _write_frames(descriptor, prepared)
+            jobs = _jobs(lock, prepared, upstream)
+            filled = fill(descriptor, jobs, journal, threads=THREADS, progress=progress)
+        finally:
+            journal.close()
+        area = encode_area([key.sign(prepared.payload)], digest, SIGNATURE_AREA)
+        os.pwrite(descriptor, area, 0)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    partial.replace(out)
+    _sync_folder(out.parent)
+    notes.unlink(missing_ok=True)
+    return Built(out, places.size, digest, prepared.manifest, filled)
+
+
+def _read_manifests(lock: Lock, upstream: Upstream) -> dict[Digest, bytes]:
+    blobs = [blob for blob in lock.blobs if blob.descriptor.is_manifest]
+    with ThreadPoolExecutor(THREADS) as pool:
+        contents = pool.map(upstream.document, blobs)
+        return {blob.descriptor.digest: data for blob, data in zip(blobs, contents, strict=True)}
+
+
+def _reserve(descriptor: int, size: int, partial: Path) -> None:
+    """Take the final size at once, as far as the disk has room; a full disk is found here.
+
+    The file stays sparse: what an earlier run has filled keeps its blocks and counts as there.
+    """
+    status, disk = os.fstat(descriptor), os.fstatvfs(descriptor)
+    missing = size - status.st_blocks * 512
+    free = disk.f_bavail * disk.f_frsize
+    if missing > free:
+        raise TransferFailed(
+            f"{partial.parent}: {missing:,} bytes needed, {free:,} free",
+            hint="make room or choose another disk with --out",
+        )
+    os.ftruncate(descriptor, size)
+
+
+def _write_frames(descriptor: int, prepared: Plan) -> None:
+    """Write everything between the contents, and bundle.json itself."""
+    for offset, data, _ in prepared.places.frames():
+        os.pwrite(descriptor, data, offset)
+    os.pwrite(descriptor, prepared.payload, prepared.places.manifest_offset + BLOCK)
+
+
+def _jobs(lock: Lock, prepared: Plan, upstream: Upstream) -> list[Job]:
+    blobs = {Digest.parse(blob.digest).blob_path: blob for blob in lock.blobs}
+    jobs = []
+    for entry in prepared.places.entries:
+        path = entry.member.path
+        blob = blobs.get(path)
+        known = (
+            prepared.front.get(path)
+            if blob is None
+            else prepared.documents.get(entry.member.digest)
+        )
+        if known is not None:
+            jobs.append(Job(entry, _from_memory(known), path))
+        else:
+            assert blob is not None  # noqa: S101 (a member is either in front or a blob)
+            jobs.append(Job(entry, _from_upstream(upstream, blob), _describe(blob)))
+    return jobs
+
+
+def _from_memory(data: bytes) -> Callable[[int], Iterator[bytes]]:
+    return lambda start: iter([data[start:]] if data[start:] else [])
+
+
+def _from_upstream(upstream: Upstream, blob: Blob) -> Callable[[int], Iterator[bytes]]:
+    return lambda start: upstream.open(blob, start)
+
+
+def _describe(blob: Blob) -> str:
+    place = blob.repository or blob.source or "authored"
+    return f"{place}@{blob.digest[:19]}…"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,173 @@
+"""``bundler lock``: resolves a spec to digests, and says what changed since the last time."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bundler.cli.upstream import open_upstream, registry_config_option
+from bundler.lock import changes, encode_lock, read_lock
+from bundler.resolve import resolve
+from bundler.spec import Spec
+from installer.bundle.digest import Digest
+from installer.cli.console import output_option, print_json, print_table, say, size_text
+from installer.errors import InvalidInput, TransferFailed
+
+if TYPE_CHECKING:
+    from bundler.lock import Lock
+    from bundler.sources.upstream import Upstream
+
+_SHORT = 12
+
+
+@click.command("lock")
+@click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
+@click.option("--lock", "lock_file", type=click.Path(path_type=Path), help="Default: beside SPEC.")
+@registry_config_option
+@output_option
+def command(
+    spec_file: Path, lock_file: Path | None, registry_config: Path | None, output: str
+) -> None:
+    """Pin everything that SPEC means by digest, size and place, and write it to bundle.lock.
+
+    Run again it takes what upstream has by then; if nothing changed, the file stays the same.
+    """
+    spec = Spec.load(spec_file)
+    lock_file = lock_file or spec_file.with_name("bundle.lock")
+    before = previous_lock(lock_file)
+    with open_upstream(spec_file.parent, registry_config) as upstream:
+        lock = lock_spec(spec, lock_file, upstream, now=datetime.now(UTC), previous=before)
+    if output == "json":
+        _print_json(lock_file, before, lock)
+    else:
+        _print(lock_file, before, lock)
+
+
+def lock_spec(
+    spec: Spec,
+    lock_file: Path,
+    upstream: Upstream,
+    *,
+    now: datetime,
+    previous: Lock | None = None,
+) -> Lock:
+    """Resolve a spec and write its lock, unless it is the same as before; tells its progress."""
+    lock = resolve(spec, upstream, now=now, previous=previous, progress=say)
+    if lock != previous:
+        write_lock(lock_file, lock)
+    return lock
+
+
+def previous_lock(lock_file: Path) -> Lock | None:
+    """The lock of the last time; one that can't be read is told about, and made anew."""
+    if not lock_file.exists():
+        return None
+    try:
+        return read_lock(lock_file)
+    except InvalidInput as error:
+        say(f"{error.message}; it is written anew")
+        return None
+
+
+def write_lock(lock_file: Path, lock: Lock) -> None:
+    """Write a lock so that there is the old one or the new one, never half of it.
+
+    Raises TransferFailed.
+    """
+    temporary = lock_file.with_name(f".{lock_file.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(encode_lock(lock))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(lock_file)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise TransferFailed(
+            f"{lock_file}: can't be written: {error.strerror}",
+            hint="choose another place with --lock",
+        ) from error
+
+
+def _print(lock_file: Path, before: Lock | None, lock: Lock) -> None:
+    rows = [
+        [
+            "chart",
+            f"{c.name} {c.version} (app {c.app_version})",
+            size_text(c.size),
+            _short(c.digest),
+        ]
+        for c in lock.charts
+    ]
+    for image in lock.images:
+        wanted = sorted({f"{o.chart}/{o.profile}" if o.chart else "spec" for o in image.origins})
+        rows.append(
+            ["image", f"{image.reference}  ({', '.join(wanted)})", "", _short(image.digest)]
+        )
+    rows += [
+        ["tool", f"{t.name} ({t.platform})", size_text(t.size), _short(t.digest)]
+        for t in lock.tools
+    ]
+    for database in lock.databases:
+        dated = f"  of {database.updated_at}" if database.updated_at else ""
+        size, digest = size_text(database.size), _short(database.digest)
+        rows.append(["database", database.reference + dated, size, digest])
+    rows += [["file", f.name, size_text(f.size), _short(f.digest)] for f in lock.files]
+    print_table("", ["kind", "name", "size", "digest"], rows)
+    if before is not None and before != lock:
+        click.echo()
+        _print_changes(before, lock)
+    state = "unchanged" if before == lock else "written"
+    click.echo(
+        f"\n{lock_file}: {state}, serial {lock.serial} of {lock.created}; "
+        f"{len(lock.images)} images, {len(lock.blobs)} blobs, {size_text(_total(lock))}"
+    )
+
+
+def _print_changes(before: Lock, lock: Lock) -> None:
+    rows = [
+        [_word(c.before, c.after), c.kind, c.name, " → ".join(filter(None, map(_short, c[2:])))]
+        for c in changes(before, lock)
+    ]
+    if rows:
+        print_table("changes", ["change", "kind", "name", "digest"], rows)
+    else:
+        click.echo("same contents; the spec, a place or an origin changed")
+
+
+def _print_json(lock_file: Path, before: Lock | None, lock: Lock) -> None:
+    print_json(
+        {
+            "lock": str(lock_file),
+            "serial": lock.serial,
+            "created": lock.created,
+            "changed": before != lock,
+            "bytes": _total(lock),
+            "blobs": len(lock.blobs),
+            "images": {image.reference: image.digest for image in lock.images},
+            "changes": [
+                c._asdict() | {"change": _word(c.before, c.after)}
+                for c in (changes(before, lock) if before is not None else ())
+            ],
+        }
+    )
+
+
+def _word(before: str, after: str) -> str:
+    if before and after:
+        return "changed"
+    return "added" if after else "removed"
+
+
+def _total(lock: Lock) -> int:
+    return sum(blob.size for blob in lock.blobs)
+
+
+def _short(digest: str) -> str:
+    return Digest.parse(digest).hex[:_SHORT] if digest else ""

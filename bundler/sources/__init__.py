@@ -1,0 +1,1 @@
+"""Where artefacts come from: one interface, one file a kind."""

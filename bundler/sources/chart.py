@@ -1,0 +1,157 @@
+"""Helm charts from a chart repository, an OCI registry or a file; carried as OCI artefacts.
+
+A chart from a registry keeps its manifest's bytes, and with them its signatures. For the others
+the manifest is authored as ``helm push`` would, so that Helm can pull every chart at the site.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from bundler.lock import Blob
+from bundler.sources.upstream import Locked, authored, registry_blob
+from bundler.sources.web import is_url
+from installer.bundle.catalog import chart_tag
+from installer.bundle.digest import Digest
+from installer.bundle.manifest import Chart
+from installer.documents import compose, nearest, plain
+from installer.errors import Corrupt, InvalidInput, NotFound
+from installer.helm.chart import MAX_ARCHIVE_BYTES, ChartArchive
+from installer.oci.graph import (
+    HELM_CHART,
+    HELM_CONFIG,
+    Descriptor,
+    ImageManifest,
+    read_manifest,
+)
+from installer.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bundler.cache import Cached
+    from bundler.sources.upstream import Upstream
+    from bundler.spec import Chart as ChartSource
+
+OCI_SCHEME = "oci://"
+_MAX_INDEX_BYTES = 64 * 1024 * 1024
+_MAX_INDEX_NODES = 5_000_000
+_SHOWN = 5
+
+
+def lock_chart(
+    upstream: Upstream, wanted: ChartSource, profiles: Mapping[str, dict[str, Any]]
+) -> Locked[Chart]:
+    """Resolve a chart; ``profiles`` are the values of each profile that the spec wants of it.
+
+    Raises NotFound, TransferFailed, Corrupt, and InvalidInput when what is there is another chart.
+    """
+    what = f"chart {wanted.name}"
+    if wanted.kind == "oci":
+        root, blobs, tgz = _from_registry(upstream, wanted, what)
+        archive = ChartArchive.read(tgz.path, what)
+    else:
+        if wanted.kind == "repository":
+            place, tgz = _from_repository(upstream, wanted, what)
+        else:
+            place, tgz = wanted.source, upstream.file(wanted.source, what)
+        archive = ChartArchive.read(tgz.path, what)
+        layer = Blob(str(tgz.digest), tgz.size, HELM_CHART, source=place)
+        root, blobs = authored(layer, config_type=HELM_CONFIG, config=archive.config.decode())
+    _check(archive, wanted, what)
+    entry = Chart(
+        digest=str(root.digest),
+        media_type=root.media_type,
+        manifest_size=root.size,
+        name=archive.name,
+        version=archive.version,
+        app_version=archive.app_version,
+        source=wanted.source,
+        sha256=tgz.digest.hex,
+        size=tgz.size,
+        profiles=dict(sorted(profiles.items())),
+    )
+    return Locked(entry, blobs)
+
+
+def _from_repository(upstream: Upstream, wanted: ChartSource, what: str) -> tuple[str, Cached]:
+    """Look a chart up in ``index.yaml``; its digest is checked when the index has one."""
+    base = wanted.source.rstrip("/") + "/"
+    index = _read_index(upstream.web.read(base + "index.yaml", _MAX_INDEX_BYTES), what)
+    found = _find_version(index, wanted, what)
+    urls = found.get("urls")
+    if not isinstance(urls, list) or not urls or not isinstance(urls[0], str):
+        raise InvalidInput(f"{what}: {wanted.version} has no URL in the repository's index.yaml")
+    place = urljoin(base, urls[0])
+    if not is_url(place):
+        raise InvalidInput(
+            f"{what}: the repository's index.yaml names a {urlsplit(place).scheme} address",
+            hint="for charts in a registry write the source as oci://host/path",
+        )
+    digest = str(found.get("digest") or "").removeprefix("sha256:")
+    return place, upstream.file(place, what, Digest(digest) if digest else None)
+
+
+def _read_index(data: bytes, what: str) -> dict[str, Any]:
+    name = f"{what}: index.yaml"
+    try:
+        nodes = compose(data.decode(), name)
+    except UnicodeDecodeError as error:
+        raise Corrupt(f"{name}: not UTF-8 text") from error
+    index = plain(nodes[0], name, max_nodes=_MAX_INDEX_NODES, unique_keys=False) if nodes else None
+    entries = index.get("entries") if isinstance(index, dict) else None
+    if not isinstance(entries, dict):
+        raise InvalidInput(f"{name}: not a chart repository's index")
+    return entries
+
+
+def _find_version(entries: dict[str, Any], wanted: ChartSource, what: str) -> dict[str, Any]:
+    """The index's entry for exactly this version; raises NotFound that says what there is."""
+    releases = [e for e in entries.get(wanted.name) or () if isinstance(e, dict)]
+    if not releases:
+        meant = nearest(wanted.name, entries)
+        raise NotFound(
+            f"{what}: {wanted.source} has no chart of that name",
+            hint=f"did you mean {meant!r}?" if meant else f"it has {len(entries)} others",
+        )
+    for release in releases:
+        if str(release.get("version")) == wanted.version:
+            return release
+    versions = [str(release.get("version")) for release in releases]
+    meant = nearest(wanted.version or "", versions)
+    raise NotFound(
+        f"{what}: {wanted.source} has no version {wanted.version}",
+        hint=f"the nearest is {meant}" if meant else f"it has {', '.join(versions[:_SHOWN])} …",
+    )
+
+
+def _from_registry(
+    upstream: Upstream, wanted: ChartSource, what: str
+) -> tuple[Descriptor, tuple[Blob, ...], Cached]:
+    """Resolve a chart in a registry, where its version is a tag."""
+    place = wanted.source.removeprefix(OCI_SCHEME)
+    tag = chart_tag(wanted.version or "")
+    reference = Reference.parse(f"{place}:{tag}")
+    root = upstream.root(reference)
+    blob = registry_blob(reference, root)
+    manifest = read_manifest(upstream.document(blob), root.media_type, f"{what} {reference}")
+    layers = [layer for layer in manifest.children if layer.media_type == HELM_CHART]
+    if not isinstance(manifest, ImageManifest) or len(layers) != 1:
+        raise InvalidInput(f"{what}: {reference} is no Helm chart")
+    if layers[0].size > MAX_ARCHIVE_BYTES:
+        raise InvalidInput(f"{what}: {reference} has {layers[0].size} bytes")
+    blobs = (blob, *(registry_blob(reference, child) for child in manifest.children))
+    return root, blobs, upstream.cached(registry_blob(reference, layers[0]))
+
+
+def _check(archive: ChartArchive, wanted: ChartSource, what: str) -> None:
+    if archive.name != wanted.name:
+        raise InvalidInput(
+            f"{what}: {wanted.source} is the chart {archive.name!r}",
+            hint="`name` has to be the chart's own name",
+        )
+    if wanted.version and archive.version != wanted.version:
+        raise InvalidInput(f"{what}: is version {archive.version}, not {wanted.version}")
+    if archive.type == "library":
+        raise InvalidInput(f"{what}: is a library, which nothing can be installed from")

@@ -1,0 +1,143 @@
+"""Container images: a reference becomes the digest of what is carried, and every blob below it.
+
+What is carried are the bytes that upstream serves, because digests, signatures and pinned
+references are of those. Of an index that is either one platform's manifest, or the index with all
+that it lists: registries refuse an index whose children are missing, so nothing lies between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from bundler.sources.upstream import Locked, registry_blob
+from installer.bundle.manifest import Image
+from installer.errors import Corrupt, InvalidInput
+from installer.oci.graph import (
+    MANIFEST_TYPES,
+    OCI_CONFIG,
+    Descriptor,
+    ImageIndex,
+    ImageManifest,
+    read_manifest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from bundler.sources.upstream import Upstream
+    from installer.bundle.manifest import Origin
+    from installer.oci.reference import Reference
+
+_CONFIG_TYPES = frozenset({OCI_CONFIG, "application/vnd.docker.container.image.v1+json"})
+_MAX_DEPTH = 4
+"""Indexes may list indexes; real ones don't go below two."""
+
+# Variants that are the default of their architecture (containerd's platforms.Normalize).
+_SAME = {"arm": "arm/v7", "arm64/v8": "arm64", "amd64/v1": "amd64"}
+
+
+class _Config(msgspec.Struct):
+    os: str = ""
+    architecture: str = ""
+
+
+def lock_image(
+    upstream: Upstream,
+    reference: Reference,
+    platforms: Sequence[str],
+    origins: Iterable[Origin] = (),
+) -> Locked[Image]:
+    """Resolve an image for the platforms (``linux/amd64``, at least one) that are asked for.
+
+    Of an index the one platform's manifest is carried. With several platforms, or when the
+    reference is pinned to the index by digest, it is the whole index: that digest is what nodes
+    ask for. Raises NotFound, TransferFailed, Corrupt, and InvalidInput when the image isn't built
+    for a platform.
+    """
+    where = str(reference)
+    root = upstream.root(reference)
+    manifests = dict.fromkeys(platforms, root)
+    data = upstream.document(registry_blob(reference, root))
+    index = read_manifest(data, root.media_type, where)
+    if isinstance(index, ImageIndex):
+        manifests = {platform: pick(index, platform, where) for platform in platforms}
+        if len(platforms) == 1 and reference.digest is None:
+            root = manifests[platforms[0]]
+    nodes = list(_walk(upstream, reference, root))
+    documents = {descriptor.digest: node for descriptor, node in nodes}
+    for platform, manifest in manifests.items():
+        node = documents[manifest.digest]
+        if isinstance(node, ImageManifest):
+            _check_config(upstream, reference, node.config, platform)
+    below = [root, *(child for _, node in nodes for child in node.children)]
+    blobs = {child.digest: registry_blob(reference, child) for child in below}
+    entry = Image(
+        digest=str(root.digest),
+        media_type=root.media_type,
+        manifest_size=root.size,
+        reference=where,
+        origins=tuple(sorted(set(origins))),
+    )
+    return Locked(entry, tuple(blobs.values()))
+
+
+def pick(index: ImageIndex, platform: str, where: str) -> Descriptor:
+    """The manifest of a platform; raises InvalidInput that names the platforms there are."""
+    wanted = normal_platform(platform)
+    for child in index.manifests:
+        if child.platform and normal_platform(child.platform) == wanted:
+            if child.media_type not in MANIFEST_TYPES:
+                raise InvalidInput(f"{where}: {platform} is another index, not an image")
+            return child
+    # BuildKit lists attestations as platform unknown/unknown.
+    there = sorted({c.platform or "?" for c in index.manifests} - {"unknown/unknown"})
+    raise _wrong_platform(where, platform, ", ".join(there) or "nothing")
+
+
+def normal_platform(platform: str) -> str:
+    """A platform without its architecture's default variant."""
+    system, _, architecture = platform.partition("/")
+    return f"{system}/{_SAME.get(architecture, architecture)}"
+
+
+def _walk(
+    upstream: Upstream, reference: Reference, descriptor: Descriptor, depth: int = 0
+) -> Iterator[tuple[Descriptor, ImageManifest | ImageIndex]]:
+    """Every manifest and index from this one down, with what is in it."""
+    if depth > _MAX_DEPTH:
+        raise Corrupt(f"{reference}: indexes nested deeper than {_MAX_DEPTH}")
+    data = upstream.document(registry_blob(reference, descriptor))
+    node = read_manifest(data, descriptor.media_type, f"{reference} {descriptor.digest}")
+    yield descriptor, node
+    for child in node.children:
+        if child.is_manifest:
+            yield from _walk(upstream, reference, child, depth + 1)
+
+
+def _check_config(
+    upstream: Upstream, reference: Reference, config: Descriptor, platform: str
+) -> None:
+    """Compare what the image says of itself; artefacts other than images have no platform.
+
+    Variants are left out: many builders don't write them into the config.
+    """
+    if config.media_type not in _CONFIG_TYPES:
+        return
+    try:
+        data = upstream.document(registry_blob(reference, config))
+        found = msgspec.json.decode(data, type=_Config)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Corrupt(f"{reference}: its config can't be read: {error}") from error
+    if [found.os, found.architecture] != platform.split("/")[:2]:
+        raise _wrong_platform(
+            str(reference), platform, f"{found.os or '?'}/{found.architecture or '?'}"
+        )
+
+
+def _wrong_platform(where: str, wanted: str, found: str) -> InvalidInput:
+    return InvalidInput(
+        f"{where}: is not built for {wanted}, only for {found}",
+        hint="choose another tag, or leave the platform out of the spec",
+    )

@@ -1,0 +1,122 @@
+"""Files from web servers: chart repositories, release pages, mirrors.
+
+The same client as for registries, with its proxies, certificates, retries and timeouts; a body
+that breaks off is gone on with by Range where the server can.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from installer.errors import Corrupt, InvalidInput
+from installer.oci.hosts import Endpoint
+from installer.oci.http import Client, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from installer.oci.hosts import RegistryHosts
+    from installer.oci.http import Patience
+
+_OK, _PARTIAL, _NOTHING_LEFT = 200, 206, 416
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is fetched over HTTP, rather than a path."""
+    return source.startswith(("https://", "http://"))
+
+
+class Web:
+    """Downloads by URL, for many threads; one client, with its connections, per server.
+
+    A server that ``registries.yaml`` knows is trusted by the CA that is given there.
+    """
+
+    def __init__(
+        self,
+        hosts: RegistryHosts,
+        patience: Patience | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._hosts = hosts
+        self._patience = patience
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._clients: dict[str, Client] = {}
+        self._open = ExitStack()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._open.close()
+
+    def stream(self, url: str, start: int = 0) -> Iterator[bytes]:
+        """Chunks from byte ``start`` on; raises NotFound, Unavailable or TransferFailed.
+
+        A server that doesn't know ranges is read from the beginning, and the start left out.
+        """
+        client = self._client(url)
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        answer = client.request(
+            "GET",
+            url,
+            what=urlsplit(url).path,
+            accepted=(_OK, _PARTIAL, _NOTHING_LEFT) if start else (_OK,),
+            headers=headers,
+        )
+        with answer:
+            if answer.status == _NOTHING_LEFT:
+                return
+            skip = start if answer.status == _OK else 0
+            for chunk in answer.chunks():
+                if skip < len(chunk):
+                    yield chunk[skip:]
+                skip = max(0, skip - len(chunk))
+
+    def download(self, url: str) -> Iterator[bytes]:
+        """All chunks, gone on with after a cut; the digest is for the caller to check."""
+        patience = self._client(url).patience
+        seen, failures = 0, 0
+        while True:
+            before = seen
+            try:
+                for chunk in self.stream(url, seen):
+                    seen += len(chunk)
+                    yield chunk
+            except Unavailable as error:
+                failures = failures + 1 if seen == before else 1
+                if failures >= patience.attempts:
+                    raise
+                self._sleep(max(error.retry_after, patience.pause(failures)))
+            else:
+                return
+
+    def read(self, url: str, limit: int) -> bytes:
+        """Read a document of at most ``limit`` bytes whole; raises Corrupt when it has more."""
+        data = bytearray()
+        for chunk in self.download(url):
+            data += chunk
+            if len(data) > limit:
+                raise Corrupt(f"{urlsplit(url).netloc}: {urlsplit(url).path}: over {limit} bytes")
+        return bytes(data)
+
+    def _client(self, url: str) -> Client:
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            # The URL would go into the lock and the bundle: it is not even repeated here.
+            raise InvalidInput(
+                f"a URL at {parts.hostname} carries a user name or a password",
+                hint="sources are written into the bundle: use a mirror without login, or a file",
+            )
+        origin = f"{parts.scheme}://{parts.netloc}"
+        with self._lock:
+            if origin not in self._clients:
+                own = next(iter(self._hosts.endpoints(parts.netloc)))
+                ca = own.ca if own.host == parts.netloc else None
+                client = Client(parts.netloc, Endpoint(origin, ca=ca), patience=self._patience)
+                self._clients[origin] = client
+                self._open.callback(client.close)
+            return self._clients[origin]

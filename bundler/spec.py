@@ -1,0 +1,344 @@
+"""The spec: what a person wants in the bundle, read from ``bundle.yaml``.
+
+The file's form is checked by types (installer/documents.py), its sense here: names that point
+nowhere, things said twice, sources that can't be meant. All of it is found before the network is
+touched, and each error says file and line. ``Spec.digest`` stands for the meaning of the spec, so
+that a lock can tell whether it still belongs to it: comments, order of keys and formatting don't
+count, the content of values files and of local charts, tools and files does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from datetime import date  # noqa: TC003 - msgspec resolves annotations at run time
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from installer.bundle.digest import Digest
+from installer.documents import Document, load_document, nearest, read_document
+from installer.errors import InvalidInput
+from installer.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+PLATFORMS = (
+    "linux/amd64",
+    "linux/arm64",
+    "linux/arm/v7",
+    "linux/arm/v6",
+    "linux/386",
+    "linux/ppc64le",
+    "linux/s390x",
+    "linux/riscv64",
+)
+"""Windows images have layers that may not be redistributed, and so can't be carried."""
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?\Z")
+_FILE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")
+_KUBE_VERSION = re.compile(r"v?1\.\d{1,3}(?:\.\d{1,3})?\Z")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class _Strict(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
+):
+    pass
+
+
+class Chart(_Strict, frozen=True):
+    """A chart: from a chart repository (https://…), a registry (oci://…) or a local ``.tgz``."""
+
+    name: str
+    source: str
+    version: str | None = None
+    """Exact version; None for a local file, which says it itself."""
+    profiles: tuple[str, ...] = ("default",)
+    """Profiles to render for discovery, and to choose from at the site."""
+
+    @property
+    def kind(self) -> Literal["repository", "oci", "file"]:
+        """Where the chart comes from."""
+        scheme = _scheme(self.source)
+        return "oci" if scheme == "oci" else "repository" if scheme else "file"
+
+
+class Profile(_Strict, frozen=True):
+    """A set of chart values: written here, or in a file beside the spec."""
+
+    values: dict[str, Any] | None = None
+    values_file: str | None = None
+
+
+class Tool(_Strict, frozen=True):
+    """A program that is carried: ``member`` is its path if the source is an archive."""
+
+    name: str
+    source: str
+    member: str | None = None
+    sha256: str | None = None
+    """Of the source (the archive), 64 hexadecimal digits."""
+    sha256_from: str | None = None
+    """Address of the published checksum, for sources whose digest the lock is to pin."""
+
+    @property
+    def digest(self) -> Digest | None:
+        """``sha256`` as a digest."""
+        return Digest(self.sha256.removeprefix("sha256:")) if self.sha256 else None
+
+
+class Database(_Strict, frozen=True):
+    """A database of Trivy's, as it lies in a registry."""
+
+    kind: Literal["trivy-db", "trivy-java-db", "trivy-checks"]
+    source: str
+
+    @property
+    def reference(self) -> Reference:
+        """``source`` as a reference."""
+        return Reference.parse(self.source)
+
+
+class ExtraFile(_Strict, frozen=True):
+    """A file that travels with the bundle."""
+
+    name: str
+    source: str
+
+
+class BundleSpec(_Strict, frozen=True):
+    """``bundle.yaml`` as it is written; ``Spec`` is what it means."""
+
+    api_version: Literal["bundle/v1"]
+    kind: Literal["BundleSpec"]
+    name: str
+    channel: str = "stable"
+    platforms: tuple[str, ...] = ("linux/amd64",)
+    kube_version: str | None = None
+    """Version of Kubernetes to render for; None is the Helm binary's default."""
+    expires: date | None = None
+    charts: tuple[Chart, ...] = ()
+    profiles: dict[str, Profile | None] = {}
+    images: tuple[str, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    databases: tuple[Database, ...] = ()
+    files: tuple[ExtraFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A spec that makes sense; all paths in it can be read."""
+
+    path: Path
+    document: BundleSpec
+    profiles: dict[str, dict[str, Any]] = field(repr=False)
+    """Values of each profile; ``default`` is always there."""
+    images: tuple[Reference, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Spec:
+        """Read and check ``bundle.yaml``; raises InvalidInput with file and line."""
+        document = load_document(
+            path, BundleSpec, hint="`bundler init harbor` writes a spec to start from"
+        )
+        return _Sense(path, document).spec()
+
+    def local(self, source: str) -> Path | None:
+        """Path of a local source, relative to the spec's folder; None for an address."""
+        return None if _scheme(source) else self.path.parent / source
+
+    def digest(self) -> Digest:
+        """Digest of what the spec means, with the content of all local files.
+
+        Reads these files; raises InvalidInput for one that has become unreadable.
+        """
+        meaning = msgspec.to_builtins(self.document)
+        meaning["profiles"] = self.profiles
+        meaning["images"] = [str(image) for image in self.images]
+        meaning["tools"] = [
+            msgspec.structs.asdict(tool) | {"sha256": str(tool.digest)}
+            for tool in self.document.tools
+        ]
+        sources = [chart.source for chart in self.document.charts]
+        sources += [tool.source for tool in self.document.tools]
+        sources += [file.source for file in self.document.files]
+        meaning["local"] = {
+            source: _sha256(path) for source in sources if (path := self.local(source)) is not None
+        }
+        return Digest.of(msgspec.json.encode(meaning, order="deterministic"))
+
+
+class _Sense:
+    """Checks that need more than one key, or the file system."""
+
+    def __init__(self, path: Path, document: Document[BundleSpec]) -> None:
+        self.path = path
+        self.document = document
+        self.written = document.value
+
+    def fail(self, where: tuple[str | int, ...], text: str, hint: str = "") -> InvalidInput:
+        return InvalidInput(f"{self.document.where(*where)}: {text}", hint=hint)
+
+    def spec(self) -> Spec:
+        written = self.written
+        self.name(("name",), written.name)
+        self.name(("channel",), written.channel)
+        if written.kube_version and not _KUBE_VERSION.match(written.kube_version):
+            raise self.fail(
+                ("kubeVersion",), "kubeVersion is not a version", "write 1.34 or 1.34.4"
+            )
+        self.platforms()
+        profiles = self.profiles()
+        for index, chart in enumerate(written.charts):
+            self.chart(("charts", index), chart, profiles)
+        for index, tool in enumerate(written.tools):
+            self.tool(("tools", index), tool)
+        for index, file in enumerate(written.files):
+            where = ("files", index)
+            if not _FILE_NAME.match(file.name):
+                raise self.fail((*where, "name"), f"{file.name[:200]!r} is no plain file name")
+            if _scheme(file.source):
+                raise self.fail(
+                    (*where, "source"), "a file is taken from this machine, not fetched"
+                )
+            self.file((*where, "source"), file.source)
+        for index, database in enumerate(written.databases):
+            at = ("databases", index, "source")
+            if self.reference(at, database.source).version == "latest":
+                hint = "trivy-db has tag 2, trivy-java-db 1, trivy-checks 1"
+                raise self.fail(at, f"{database.source}: say which tag", hint)
+        images = tuple(
+            self.reference(("images", index), image) for index, image in enumerate(written.images)
+        )
+        self.unique("images", [str(image) for image in images])
+        self.unique("charts", [chart.name for chart in written.charts])
+        self.unique("tools", [tool.name for tool in written.tools])
+        self.unique("databases", [database.kind for database in written.databases])
+        self.unique("files", [file.name for file in written.files])
+        if written.charts and not any(tool.name == "helm" for tool in written.tools):
+            hint = "the site deploys with the Helm that the bundle brings: add it under tools"
+            raise self.fail(("charts",), "there are charts, but no tool named helm", hint)
+        return Spec(self.path, written, profiles, images)
+
+    def name(self, where: tuple[str | int, ...], name: str) -> None:
+        if not _NAME.match(name):
+            hint = "lower-case letters, digits, and . _ - between them, at most 63"
+            raise self.fail(where, f"{name[:200]!r} can't be a name", hint)
+
+    def unique(self, key: str, names: list[str]) -> None:
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                first = self.document.where(key, names.index(name)).rpartition(":")[2]
+                raise self.fail((key, index), f"{name} is there twice, first in line {first}")
+
+    def platforms(self) -> None:
+        if not self.written.platforms:
+            raise self.fail(("platforms",), "platforms is empty", "write [linux/amd64]")
+        for index, platform in enumerate(self.written.platforms):
+            if platform not in PLATFORMS:
+                meant = nearest(platform, PLATFORMS)
+                hint = f"did you mean {meant}?" if meant else f"known: {', '.join(PLATFORMS)}"
+                raise self.fail(("platforms", index), f"unknown platform {platform[:100]!r}", hint)
+        self.unique("platforms", list(self.written.platforms))
+
+    def profiles(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {"default": {}}
+        for name, profile in self.written.profiles.items():
+            where = ("profiles", name)
+            self.name(where, name)
+            if profile is None:
+                found[name] = {}
+            elif profile.values is not None and profile.values_file is not None:
+                raise self.fail(where, f"profile {name} has values and a valuesFile: keep one")
+            elif profile.values_file is not None:
+                path = self.file((*where, "valuesFile"), profile.values_file)
+                found[name] = read_document(path, dict[str, Any])
+            else:
+                found[name] = profile.values or {}
+        return found
+
+    def chart(self, where: tuple[str | int, ...], chart: Chart, profiles: Iterable[str]) -> None:
+        self.name((*where, "name"), chart.name)
+        self.scheme((*where, "source"), chart.source, ("https", "http", "oci"))
+        if chart.kind == "file":
+            self.file((*where, "source"), chart.source)
+            if chart.version is not None:
+                text = f"chart {chart.name} is a local file: its version is in it"
+                raise self.fail((*where, "version"), text, "remove the key version")
+        elif chart.version is None:
+            text = f"chart {chart.name} needs a version"
+            raise self.fail(where, text, "an exact one, as `version: 1.19.1`")
+        elif not re.fullmatch(r"v?\d+\.\d+\.\d+[0-9A-Za-z.+-]*", chart.version):
+            text = f"{chart.version[:100]!r} is no exact version"
+            raise self.fail((*where, "version"), text, "ranges move: write one, as 1.19.1")
+        elif chart.source.endswith(".tgz"):
+            hint = "give the repository's address, or download the archive and give its path"
+            raise self.fail((*where, "source"), f"{chart.source} is an archive", hint)
+        if not chart.profiles:
+            raise self.fail((*where, "profiles"), f"chart {chart.name} has no profile to render")
+        for index, profile in enumerate(chart.profiles):
+            if profile not in profiles:
+                meant = nearest(profile, profiles)
+                hint = f"did you mean {meant!r}?" if meant else f"known: {', '.join(profiles)}"
+                text = f"chart {chart.name}: there is no profile {profile[:100]!r}"
+                raise self.fail((*where, "profiles", index), text, hint)
+
+    def tool(self, where: tuple[str | int, ...], tool: Tool) -> None:
+        self.name((*where, "name"), tool.name)
+        if tool.member is not None and (
+            tool.member.startswith("/") or ".." in tool.member.split("/") or not tool.member
+        ):
+            raise self.fail((*where, "member"), f"{tool.member[:200]!r} is no path in an archive")
+        try:
+            _ = tool.digest
+        except InvalidInput as error:
+            raise self.fail((*where, "sha256"), error.message, "64 hex digits") from error
+        if tool.sha256 is not None and tool.sha256_from is not None:
+            raise self.fail(where, f"tool {tool.name} has sha256 and sha256From: keep one")
+        self.scheme((*where, "source"), tool.source, ("https", "http"))
+        if not _scheme(tool.source):
+            self.file((*where, "source"), tool.source)
+            if tool.sha256_from is not None:
+                raise self.fail((*where, "sha256From"), "sha256From is for sources to download")
+        elif tool.sha256_from is not None:
+            # Fetched over plain HTTP, a checksum protects from nothing.
+            if _scheme(tool.sha256_from) != "https":
+                raise self.fail((*where, "sha256From"), "sha256From must be an https:// address")
+        elif tool.sha256 is None:
+            hint = "or sha256From, the address of the published checksum, which the lock will pin"
+            raise self.fail(where, f"tool {tool.name} is downloaded: it needs a sha256", hint)
+
+    def scheme(self, where: tuple[str | int, ...], source: str, known: tuple[str, ...]) -> None:
+        scheme = _scheme(source)
+        if scheme and scheme not in known:
+            text = f"{scheme}:// is no source that is known here"
+            raise self.fail(where, text, f"{', '.join(k + '://' for k in known)} or a path")
+
+    def reference(self, where: tuple[str | int, ...], text: str) -> Reference:
+        try:
+            return Reference.parse(text)
+        except InvalidInput as error:
+            raise self.fail(where, error.message, error.hint) from error
+
+    def file(self, where: tuple[str | int, ...], source: str) -> Path:
+        path = self.path.parent / source
+        if not source or not path.is_file():
+            hint = f"paths are relative to {self.path.parent}/"
+            raise self.fail(where, f"there is no file {source[:300]!r}", hint)
+        return path
+
+
+def _scheme(source: str) -> str:
+    match = _SCHEME.match(source)
+    return match[1].lower() if match else ""
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InvalidInput(f"{path}: can't be read: {error.strerror or error}") from error

@@ -1,0 +1,185 @@
+"""``installer serve``: bundles as a read-only registry, in the foreground until it is ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import ssl
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import click
+
+from installer.cli.console import say, size_text
+from installer.cli.open import key_option, open_verified
+from installer.errors import InvalidInput, PreflightFailed
+from installer.oci.bundle_store import BundleStore
+from installer.serve import BundleServer, parse_listen
+from installer.serve.connection import access_log as access_logger
+from installer.serve.nodes import CERTS_D, hosts_toml, hosts_toml_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
+
+_PATH = click.Path(path_type=Path)
+_SHOWN = 5
+
+
+@click.command("serve")
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=_PATH)
+@key_option
+@click.option(
+    "--listen", default="127.0.0.1:5000", show_default=True, help="Address; port 0 takes any."
+)
+@click.option("--tls-cert", type=_PATH, help="Certificate chain, PEM.")
+@click.option("--tls-key", type=_PATH, help="Its private key, PEM, without a passphrase.")
+@click.option("--plain-http", is_flag=True, help="Allow other machines in without TLS.")
+@click.option("--ready-file", type=_PATH, help="Write the URL here once it is served.")
+@click.option("--access-log", is_flag=True, help="A line for each request on standard error.")
+def command(
+    bundles: tuple[Path, ...],
+    key_file: Path,
+    listen: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    plain_http: bool,  # noqa: FBT001 (click hands it over by name)
+    ready_file: Path | None,
+    access_log: bool,  # noqa: FBT001 (the same)
+) -> None:
+    """Serve one or several BUNDLEs (a base and its deltas) as a registry, without unpacking.
+
+    Signatures are checked first. Each blob is checked before it goes out for the first time, and
+    all of them in the background; /healthz tells how far that is.
+    """
+    address = parse_listen(listen)
+    tls = _tls(tls_cert, tls_key)
+    with ExitStack() as stack:
+        stack.enter_context(_logged_to_terminal(access=access_log))
+        opened = [stack.enter_context(open_verified(path, key_file)) for path in bundles]
+        store = BundleStore(*opened)
+        _refuse_gaps(store)
+        server = BundleServer(store, address, tls=tls, plain_http=plain_http)
+        ended = stack.enter_context(_end_signals())
+        stack.enter_context(server)
+        for bundle in store.bundles:
+            manifest = bundle.manifest
+            say(
+                f"serving {manifest.name} serial {manifest.serial} of channel {manifest.channel}, "
+                f"{size_text(bundle.layout.size)}, signed by {', '.join(bundle.signers)[:16]}"
+            )
+        say(f"at {server.url}; all content is checked in the background: {server.url}/healthz")
+        say(_node_configuration(server.url, store.hosts, ca=tls_cert))
+        if ready_file is not None:
+            stack.callback(ready_file.unlink, missing_ok=True)
+            _write_whole(ready_file, f"{server.url}\n")
+        number = ended.get()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    say("stopped")
+
+
+def _node_configuration(url: str, upstreams: Sequence[str], *, ca: Path | None) -> str:
+    """How nodes with containerd are pointed at the registry."""
+    scheme, _, authority = url.partition("://")
+    host, _, port = authority.rpartition(":")
+    if host in ("0.0.0.0", "[::]"):  # noqa: S104 (compared, not listened on)
+        url = f"{scheme}://ADDRESS-OF-THIS-MACHINE:{port}"
+    on_node = f"{CERTS_D}/ca.pem" if ca else ""
+    lines = [
+        "",
+        f'containerd on each node, with config_path = "{CERTS_D}": write this',
+        *(f"  as {hosts_toml_path(upstream)}" for upstream in upstreams),
+        *([f"  and as {on_node} the certificate that {ca} is signed by"] if ca else []),
+        "",
+        *(f"    {line}".rstrip() for line in hosts_toml(url, ca=on_node).splitlines()),
+    ]
+    return "\n".join(lines)
+
+
+def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise InvalidInput("--tls-cert and --tls-key are only of use together")
+    for path in (certificate, key):
+        if not path.is_file():
+            raise InvalidInput(f"{path}: no such file")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # An empty password, since OpenSSL would ask the terminal for one.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise InvalidInput(
+            f"{certificate}, {key}: not a certificate and its private key: {reason}",
+            hint="both as PEM, the chain's first certificate the server's, the key not encrypted",
+        ) from error
+    return context
+
+
+def _refuse_gaps(store: BundleStore) -> None:
+    missing = store.missing
+    if missing:
+        shown = ", ".join(str(member.digest) for member in missing[:_SHOWN])
+        raise PreflightFailed(
+            f"{len(missing)} blobs that a delta requires are in none of the bundles: {shown}"
+            + (" …" if len(missing) > _SHOWN else ""),
+            hint="give the bundles that it was made against as well: installer serve DELTA BASE",
+        )
+
+
+class _Terminal(logging.Handler):
+    """Log records as messages for the person who watches."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
+@contextmanager
+def _logged_to_terminal(*, access: bool) -> Iterator[None]:
+    logger = logging.getLogger("installer.serve")
+    handler = _Terminal()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    before = logger.propagate, access_logger.level
+    logger.addHandler(handler)
+    logger.propagate = False
+    access_logger.setLevel(logging.INFO if access else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate, access_logger.level = before
+
+
+@contextmanager
+def _end_signals() -> Iterator[SimpleQueue[int]]:
+    """SIGINT and SIGTERM end up in a queue while the block runs."""
+    received: SimpleQueue[int] = SimpleQueue()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.put(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Make the file appear with all of its content at once."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        raise InvalidInput(
+            f"{path}: {error.strerror}", hint="choose another --ready-file"
+        ) from error

@@ -1,0 +1,600 @@
+"""HTTP as registries speak it: patient, bounded, and careful about who is told a secret.
+
+A ``Client`` talks to one endpoint through one pool of connections that its threads share (measured:
+as fast as a session a thread, and a token is fetched once). It sends through the adapter of
+requests rather than a Session, because a Session does three things that must not happen here: it
+reads ``~/.netrc``, keeps cookies (Harbor then wants a CSRF token), and follows redirects on its
+own. Redirects are followed here, and Authorization stays with the origin that it was given for.
+
+Idempotent requests are repeated by urllib3's Retry: with backoff and jitter, as Retry-After says,
+a bounded number of times. Whatever fails in the end says which host, which artefact, which status,
+and what the registry itself said. URLs stay out of messages: signed ones are secrets.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import threading
+import time
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urljoin, urlsplit
+
+import msgspec
+
+from installer.errors import AirgapError, Corrupt, InvalidInput, NotFound, TransferFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    import requests
+    from urllib3.util import Retry
+
+    from installer.oci.hosts import Endpoint
+
+CHUNK = 1 << 20
+"""Bytes read and written at a time."""
+_SMALL = 1 << 16
+_MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_BUSY = (429, 500, 502, 503, 504)
+_CONNECTIONS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user name and a password (or token) for a registry; the repr hides the password."""
+
+    username: str
+    password: str = field(repr=False)
+
+    def header(self) -> str:
+        """Value of an Authorization header (HTTP Basic)."""
+        pair = f"{self.username}:{self.password}".encode()
+        return f"Basic {base64.b64encode(pair).decode()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait and how often to try again; times in seconds.
+
+    ``read`` is the silence after which a connection counts as dead. ``backoff`` doubles with each
+    attempt. A server that asks for more than ``longest`` is not waited for.
+    """
+
+    connect: float = 10
+    read: float = 60
+    attempts: int = 5
+    backoff: float = 0.5
+    longest: float = 60
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait after the given failed attempt (counted from 1), with jitter."""
+        import random  # noqa: PLC0415  # rarely needed
+
+        spread = 0.5 + random.random()  # noqa: S311  # keeps clients apart, protects nothing
+        return min(self.longest, self.backoff * 2.0 ** (attempt - 1) * spread)
+
+
+class Unavailable(TransferFailed):
+    """Connection, 429 or 5xx: another attempt or another endpoint may do.
+
+    ``retry_after`` is how many seconds the server asked to wait (0: it said nothing).
+    """
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class BrokenOff(Unavailable):
+    """A body ended too early: what came so far may be kept, and the rest asked for."""
+
+
+class Upload:
+    """A body of known length that is streamed from an iterable; each attempt asks for a new one."""
+
+    def __init__(self, content: Callable[[], Iterable[bytes]], size: int) -> None:
+        self._content = content
+        self._size = size
+        self.failure: Exception | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._content()
+        except Exception as error:
+            # urllib3 would take an OSError of the source for one of the connection.
+            self.failure = error
+            raise
+
+
+class Answer:
+    """A response whose body is read as a stream; leaving the ``with`` block gives it back."""
+
+    def __init__(self, response: requests.Response, what: str) -> None:
+        self.status: int = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self.url: str = response.url or ""
+        self._response = response
+        self._what = what
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(reuse=kind is None)
+
+    def close(self, *, reuse: bool = True) -> None:
+        """End it; with ``reuse`` a short rest of the body is read, so that the connection stays."""
+        import urllib3  # noqa: PLC0415  # loaded with the client
+
+        if reuse:
+            with suppress(urllib3.exceptions.HTTPError, OSError):
+                self._response.raw.read(_SMALL, decode_content=False)
+        self._response.close()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Give the body as it comes from the wire; raises BrokenOff when it ends too early."""
+        import urllib3  # noqa: PLC0415  # loaded with the client
+
+        read = self._response.raw.read
+        seen = 0
+        try:
+            while chunk := read(CHUNK, decode_content=False):
+                seen += len(chunk)
+                yield chunk
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise BrokenOff(
+                f"{self._what}: the connection broke off after {seen} bytes: {_cause(error)}",
+                hint="run it again: what is complete is kept",
+            ) from error
+
+    def read(self, limit: int) -> bytes:
+        """Read a small body whole; raises Corrupt when it has more than ``limit`` bytes."""
+        data = bytearray()
+        for chunk in self.chunks():
+            data += chunk
+            if len(data) > limit:
+                raise Corrupt(f"{self._what}: more than {limit} bytes")
+        return bytes(data)
+
+
+class Client:
+    """Requests to one endpoint of the registry ``host``; safe to share between threads.
+
+    ``credentials`` are sent to this endpoint and to the token service that it names, and nowhere
+    else. Raises InvalidInput when the CA file is missing.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        endpoint: Endpoint,
+        credentials: Credentials | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        from requests.adapters import HTTPAdapter  # noqa: PLC0415  # 83 ms: only for the network
+
+        if endpoint.ca is not None and not endpoint.ca.is_file():
+            raise InvalidInput(
+                f"{host}: no CA file {endpoint.ca}",
+                hint="`ca` is a PEM file, relative to the registries.yaml that names it",
+            )
+        self.endpoint = endpoint
+        self.patience = patience or Patience()
+        self._host = host
+        self._origin = _origin(endpoint.api)
+        self._authority = _Authority(credentials, self._token)
+        self._settings: dict[str, dict[str, Any]] = {}
+        self._adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=_retries(self.patience))
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._adapter.close()
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        what: str,
+        accepted: tuple[int, ...] = (200,),
+        scopes: tuple[str, ...] = (),
+        headers: Mapping[str, str] | None = None,
+        body: bytes | Upload | None = None,
+    ) -> Answer:
+        """Send a request and give the answer if its status is an accepted one.
+
+        ``url`` is a path below the API or a whole URL that the registry named; ``what`` is the
+        artefact in errors; ``scopes`` is what a token has to open. Raises NotFound, Unavailable,
+        TransferFailed or Corrupt.
+        """
+        url = self.endpoint.api + url if url.startswith("/") else url
+        renewed = False
+        hops = 0
+        while True:
+            ours = _origin(url) == self._origin
+            authorization = self._authority.header(scopes) if ours else None
+            answer = self._send(method, url, headers or {}, authorization, body, what)
+            if answer.status in accepted:
+                return answer
+            with answer:
+                if answer.status == HTTPStatus.UNAUTHORIZED and ours and not renewed:
+                    renewed = True
+                    challenge = answer.headers.get("WWW-Authenticate", "")
+                    if self._authority.renew(challenge, scopes, authorization):
+                        continue
+                if answer.status in _REDIRECTS and method in ("GET", "HEAD"):
+                    hops += 1
+                    url = self.location(answer, what)
+                    if hops <= _MAX_REDIRECTS:
+                        continue
+                raise self._refusal(answer, what)
+
+    def location(self, answer: Answer, what: str, link: str | None = None) -> str:
+        """Make a link (of Location) absolute; raises TransferFailed for an unsafe one."""
+        found = answer.headers.get("Location", "") if link is None else link
+        url = urljoin(answer.url, found)
+        scheme, host, _ = _origin(url)
+        if not found or scheme not in ("http", "https") or not host:
+            raise TransferFailed(f"{what}: HTTP {answer.status} without a usable Location")
+        if scheme == "http" and urlsplit(answer.url).scheme == "https":
+            raise TransferFailed(
+                f"{what}: sends us from https to plain http at {host}",
+                hint="the proxy in front of the registry has to set X-Forwarded-Proto: https",
+            )
+        return url
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        authorization: str | None,
+        body: bytes | Upload | None,
+        what: str,
+    ) -> Answer:
+        import requests  # noqa: PLC0415  # loaded by __init__
+        import urllib3  # noqa: PLC0415
+
+        sent = {"User-Agent": _user_agent(), "Accept-Encoding": "identity", **headers}
+        if authorization:
+            sent["Authorization"] = authorization
+        try:
+            prepared = requests.Request(method, url, headers=sent, data=body).prepare()
+            response = self._adapter.send(
+                prepared,
+                stream=True,
+                timeout=(self.patience.connect, self.patience.read),
+                **self._reach(url),
+            )
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            if isinstance(body, Upload) and body.failure is not None:
+                raise body.failure from None
+            raise _unreachable(error, self._at(url, what)) from error
+        return Answer(response, self._at(url, what))
+
+    def _at(self, url: str, what: str) -> str:
+        """Name the artefact, and the host if it is another than the artefact's own."""
+        host = urlsplit(url).netloc
+        return what if host == self._host else f"{what} (at {host})"
+
+    def _reach(self, url: str) -> dict[str, Any]:
+        """Proxies and certificates for a host; the environment is asked once."""
+        key = urlsplit(url).netloc
+        if key not in self._settings:
+            import requests  # noqa: PLC0415  # loaded by __init__
+
+            with requests.Session() as session:
+                found = session.merge_environment_settings(url, {}, None, None, None)
+            ca = self.endpoint.ca
+            verify = str(ca) if ca else found["verify"]
+            self._settings[key] = {"proxies": found["proxies"], "verify": verify}
+        return self._settings[key]
+
+    def _token(self, realm: str, query: str, authorization: str | None) -> tuple[str, float]:
+        """Ask the token service; give the token and how many seconds it lives."""
+        what = f"{self._host}: token service"
+        if _origin(realm)[0] not in ("http", "https"):
+            raise TransferFailed(f"{what}: its address is no URL")
+        if authorization and self._origin[0] == "https" and _origin(realm)[0] != "https":
+            raise TransferFailed(
+                f"{what}: wants the password without TLS at {urlsplit(realm).netloc}",
+                hint="the registry's token realm has to be an https URL",
+            )
+        url = f"{realm}{'&' if urlsplit(realm).query else '?'}{query}"
+        home = _origin(url)
+        for _ in range(_MAX_REDIRECTS):
+            ours = authorization if _origin(url) == home else None
+            with self._send("GET", url, {}, ours, None, what) as answer:
+                if answer.status in _REDIRECTS:
+                    url = self.location(answer, what)
+                    continue
+                if answer.status != HTTPStatus.OK:
+                    raise self._refusal(answer, what)
+                try:
+                    reply = msgspec.json.decode(answer.read(CHUNK), type=_TokenReply)
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    raise TransferFailed(f"{what}: not a token reply: {error}") from error
+            token = reply.token or reply.access_token
+            if not token or not token.isascii() or not token.isprintable():
+                raise TransferFailed(f"{what}: gave no token")
+            return token, reply.expires_in or 60
+        raise TransferFailed(f"{what}: redirected too often")
+
+    def _refusal(self, answer: Answer, what: str) -> AirgapError:
+        status = answer.status
+        words, codes = _words(answer)
+        message = f"{self._at(answer.url, what)}: HTTP {status}" + (f": {words}" if words else "")
+        if "DIGEST_INVALID" in codes:
+            return Corrupt(message)
+        if status == HTTPStatus.NOT_FOUND:
+            return NotFound(message, hint="check host, name and tag; a private one needs a login")
+        if status in _BUSY:
+            wait = _seconds(answer.headers.get("Retry-After", ""))
+            asked = f"it asks to wait {wait:.0f} s; " if wait else ""
+            hint = "the registry has trouble: see its log, and run it again"
+            if status == HTTPStatus.TOO_MANY_REQUESTS:
+                hint = "the registry limits requests: log in, or use a mirror"
+            return Unavailable(message, hint=asked + hint, retry_after=wait)
+        if status == HTTPStatus.BAD_REQUEST and "HTTPS server" in words:
+            return TransferFailed(
+                message, hint=f"it speaks TLS: write https://{self.endpoint.host} as its endpoint"
+            )
+        return TransferFailed(message, hint=_HINTS.get(status, ""))
+
+
+_HINTS = {
+    401: "log in to this registry, or check user name and password",
+    403: "this login may not do that, or there is no such repository",
+    405: "this registry is read-only: a cache or a mirror can't be pushed to",
+    413: "a proxy in front of the registry limits the size of uploads (client_max_body_size)",
+    507: "the registry's disk is full",
+} | dict.fromkeys(_REDIRECTS, "write the address that it redirects to as its endpoint")
+
+
+class _TokenReply(msgspec.Struct):
+    token: str = ""
+    access_token: str = ""
+    expires_in: float | None = None
+
+
+class _Word(msgspec.Struct):
+    code: str = ""
+    message: str | None = None
+
+
+class _Words(msgspec.Struct):
+    errors: list[_Word] = []
+
+
+class _Authority:
+    """What to put into Authorization: nothing until the registry asks, then what it asked for.
+
+    Tokens are kept for each set of scopes and fetched anew before they expire, by one thread while
+    the others that need the same one wait.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials | None,
+        fetch: Callable[[str, str, str | None], tuple[str, float]],
+    ) -> None:
+        self._basic = credentials.header() if credentials else None
+        self._fetch = fetch
+        self._use_basic = False
+        self._realm: tuple[str, str] | None = None
+        self._tokens: dict[tuple[str, ...], tuple[str, float]] = {}
+        self._asked: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._locks: defaultdict[tuple[str, ...], threading.Lock] = defaultdict(threading.Lock)
+
+    def header(self, scopes: tuple[str, ...]) -> str | None:
+        """Value for the next request that needs these scopes."""
+        if self._use_basic:
+            return self._basic
+        if self._realm is None:
+            return None
+        with self._locks[scopes]:
+            value, until = self._tokens.get(scopes, ("", 0.0))
+            return value if time.monotonic() < until else self._renewed(scopes)
+
+    def renew(self, challenge: str, scopes: tuple[str, ...], used: str | None) -> bool:
+        """Take in a challenge; whether it is worth to send the request again."""
+        schemes = _challenges(challenge)
+        if realm := schemes.get("bearer", {}).get("realm"):
+            with self._locks[scopes]:
+                if used == self._tokens.get(scopes, (None, 0.0))[0]:
+                    bearer = schemes["bearer"]
+                    self._realm = (realm, bearer.get("service", ""))
+                    self._asked[scopes] = _merged((*scopes, *bearer.get("scope", "").split()))
+                    self._renewed(scopes)
+                return True  # another thread was faster, or this one has a new token
+        if "basic" in schemes and self._basic is not None and used != self._basic:
+            self._use_basic = True
+            return True
+        return False
+
+    def _renewed(self, scopes: tuple[str, ...]) -> str:
+        realm, service = self._realm or ("", "")
+        query = [("service", service)] if service else []
+        query += [("scope", scope) for scope in self._asked.get(scopes, scopes)]
+        asked = time.monotonic()
+        token, life = self._fetch(realm, urlencode(query), self._basic)
+        # A tenth is left for clocks and for the way of the request.
+        self._tokens[scopes] = (f"Bearer {token}", asked + 0.9 * life)
+        return f"Bearer {token}"
+
+
+def _merged(scopes: tuple[str, ...]) -> tuple[str, ...]:
+    """Unite the actions of scopes for the same thing (``repository:name:pull,push``)."""
+    actions: dict[str, dict[str, None]] = {}
+    for scope in scopes:
+        resource, _, verbs = scope.rpartition(":")
+        actions.setdefault(resource, {}).update(dict.fromkeys(verbs.split(",")))
+    return tuple(f"{resource}:{','.join(verbs)}" for resource, verbs in actions.items())
+
+
+_PARAMETER = re.compile(
+    r"\s*,?\s*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]+)))?"
+)
+
+
+def _challenges(header: str) -> dict[str, dict[str, str]]:
+    """Schemes of a WWW-Authenticate header with their parameters (RFC 9110, 11.6.1)."""
+    schemes: dict[str, dict[str, str]] = {}
+    parameters: dict[str, str] = {}
+    for found in _PARAMETER.finditer(header[:_SMALL]):
+        name, quoted, plain = found.groups()
+        if quoted is None and plain is None:
+            parameters = schemes.setdefault(name.lower(), {})
+        else:
+            value = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            parameters[name.lower()] = value
+    return schemes
+
+
+def _words(answer: Answer) -> tuple[str, frozenset[str]]:
+    """What a registry said about an error, on one line, and its error codes."""
+    try:
+        body = answer.read(_SMALL)
+    except (Corrupt, Unavailable):
+        return "", frozenset()
+    try:
+        errors = msgspec.json.decode(body, type=_Words).errors
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        html = "html" in answer.headers.get("Content-Type", "")
+        return "" if html else _line(body.decode("utf-8", "replace")), frozenset()
+    said = (f"{e.code} ({e.message})" if e.message else e.code for e in errors)
+    return _line(", ".join(said)), frozenset(e.code for e in errors)
+
+
+def _line(text: str) -> str:
+    """Make foreign text fit for a terminal: one line, no control characters, not long."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:300]
+
+
+def _seconds(retry_after: str) -> float:
+    """Seconds of a Retry-After header, which is a number or a date; 0 for anything else."""
+    if re.fullmatch(r"\s*[0-9]{1,9}\s*", retry_after):
+        return float(retry_after)
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415  # rarely needed
+
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def _unreachable(error: Exception, what: str) -> TransferFailed:
+    """Say why no answer came; never with the URL, which may be a signed one."""
+    import requests  # noqa: PLC0415  # loaded by the client
+
+    cause = _cause(error)
+    message = f"{what}: {cause}"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return Unavailable(message, hint="check HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
+    if isinstance(error, requests.exceptions.SSLError):
+        if "CERTIFICATE_VERIFY_FAILED" in cause:
+            hint = "name its CA file as `ca` of this host in registries.yaml"
+        elif any(word in cause for word in ("WRONG_VERSION_NUMBER", "RECORD_LAYER", "TOO_LONG")):
+            hint = "it seems to speak plain HTTP: write its endpoint with http://"
+        else:
+            hint = "check certificate and TLS version of the registry"
+        return TransferFailed(message, hint=hint)
+    if isinstance(error, requests.Timeout):
+        return Unavailable(f"{what}: no answer: {cause}", hint="check network and proxy")
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+        return TransferFailed(f"{what}: not a URL")
+    return Unavailable(message, hint="check that the registry runs and can be reached from here")
+
+
+def _cause(error: BaseException) -> str:
+    """Name the innermost reason: libraries wrap it, and put URLs into what they wrap it with."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "reason", None)
+        candidates = [inner, *error.args, error.__cause__, error.__context__]
+        error = next((c for c in candidates if isinstance(c, BaseException)), error)
+    text = _line(str(error) if isinstance(error, OSError) else "") or type(error).__name__
+    return text if "://" not in text else type(error).__name__
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port: what a secret belongs to."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return "", "", None
+    return parts.scheme, parts.hostname or "", port
+
+
+@cache
+def _user_agent() -> str:
+    import importlib.metadata  # noqa: PLC0415  # once, and only for the network
+
+    try:
+        version = importlib.metadata.version("harbor-airgap")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0"
+    return f"harbor-airgap/{version}"
+
+
+def _retries(patience: Patience) -> Retry:
+    from urllib3.exceptions import (  # noqa: PLC0415  # loaded with the client
+        MaxRetryError,
+        ReadTimeoutError,
+        ResponseError,
+        SSLError,
+    )
+    from urllib3.util import Retry as Base  # noqa: PLC0415
+
+    class Bounded(Base):
+        """Gives up at once where waiting can't help."""
+
+        def increment(
+            self,
+            method: str | None = None,
+            url: str | None = None,
+            response: Any = None,
+            error: Exception | None = None,
+            *rest: Any,
+            **more: Any,
+        ) -> Self:
+            """Refuse another attempt for a bad certificate, a silent server, and a long wait."""
+            if isinstance(error, (SSLError, ReadTimeoutError)):
+                raise error
+            asked = response.headers.get("Retry-After", "") if response is not None else ""
+            if _seconds(asked) > patience.longest:
+                pool = more.get("_pool") or (rest[0] if rest else None)
+                raise MaxRetryError(pool, url, ResponseError("asks to wait too long"))  # type: ignore[arg-type]  # as urllib3 does
+            return super().increment(method, url, response, error, *rest, **more)
+
+    return Bounded(
+        total=patience.attempts,
+        connect=min(2, patience.attempts),
+        read=patience.attempts,
+        redirect=False,
+        allowed_methods=frozenset({"GET", "HEAD"}),
+        status_forcelist=_BUSY,
+        backoff_factor=patience.backoff,
+        backoff_max=patience.longest,
+        backoff_jitter=patience.backoff,
+        raise_on_status=False,
+    )

@@ -1,0 +1,194 @@
+"""Filling a laid-out file: resume, wrong bytes, cuts, kills, and nothing believed unhashed."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bundler.fetch import Filled, Job, Journal, fill
+from installer.bundle.digest import Digest
+from installer.bundle.layout import layout
+from installer.bundle.manifest import Member
+from installer.errors import Corrupt, Interrupted, TransferFailed
+from tests.unit.test_layout import manifest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+MIB = 1024 * 1024
+CONTENTS = [
+    random.Random(n).randbytes(size) for n, size in enumerate([0, 1, 700, 3 * MIB, 9 * MIB])
+]
+
+
+class Site:
+    """A file to fill, and sources that count what was asked of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.members = [Member(Digest.of(c).blob_path, len(c), Digest.of(c).hex) for c in CONTENTS]
+        self.places = layout(manifest_of(tuple(self.members)), 100)
+        self.served = 0
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(self.descriptor, self.places.size)
+
+    def stream(self, data: bytes, start: int) -> Iterator[bytes]:
+        for position in range(start, len(data), 256 * 1024):
+            piece = data[position : position + 256 * 1024]
+            self.served += len(piece)
+            yield piece
+
+    def jobs(
+        self, change: Callable[[int, Iterator[bytes]], Iterator[bytes]] = lambda _, x: x
+    ) -> list[Job]:
+        def opener(number: int) -> Callable[[int], Iterator[bytes]]:
+            return lambda start: change(number, self.stream(CONTENTS[number], start))
+
+        return [Job(e, opener(n), f"blob {n}") for n, e in enumerate(self.places.entries)]
+
+    def run(self, jobs: list[Job], *, identity: str = "a") -> Filled:
+        journal = Journal(self.path.with_suffix(".journal"), identity)
+        try:
+            return fill(self.descriptor, jobs, journal, threads=3)
+        finally:
+            journal.close()
+
+    def assert_complete(self) -> None:
+        for entry, content in zip(self.places.entries, CONTENTS, strict=True):
+            assert os.pread(self.descriptor, entry.member.size, entry.offset) == content
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path / "bundle.partial")
+    yield made
+    os.close(made.descriptor)
+
+
+TOTAL = sum(map(len, CONTENTS))
+
+
+def cut_after(count: int, error: Exception) -> Callable[[int, Iterator[bytes]], Iterator[bytes]]:
+    def change(number: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for sent, piece in enumerate(pieces):
+            if number == len(CONTENTS) - 1 and sent == count:
+                raise error
+            yield piece
+
+    return change
+
+
+def test_fills_everything_once(site: Site) -> None:
+    assert site.run(site.jobs()) == Filled(fetched=TOTAL, reused=0)
+    site.assert_complete()
+
+
+def test_a_second_run_fetches_nothing(site: Site) -> None:
+    site.run(site.jobs())
+    site.served = 0
+    assert site.run(site.jobs()) == Filled(fetched=0, reused=TOTAL)
+    assert site.served == 0
+    site.assert_complete()
+
+
+def test_goes_on_inside_a_blob_after_a_cut(site: Site) -> None:
+    with pytest.raises(TransferFailed, match="line is dead"):
+        site.run(site.jobs(cut_after(20, TransferFailed("line is dead"))))
+    first = site.served
+    filled = site.run(site.jobs())
+    site.assert_complete()
+    assert site.served - first == filled.fetched
+    assert site.served <= TOTAL + 256 * 1024  # at most the piece that was cut comes again
+    assert filled.reused >= 20 * 256 * 1024
+
+
+@pytest.mark.parametrize("torn", [b"", b"abc", b"\xff\xfe", b"0" * 64, b"0" * 64 + b" 99999999999"])
+def test_a_torn_journal_costs_nothing_but_time(site: Site, torn: bytes) -> None:
+    with pytest.raises(TransferFailed):
+        site.run(site.jobs(cut_after(20, TransferFailed("cut"))))
+    with site.path.with_suffix(".journal").open("ab") as stream:
+        stream.write(torn)
+    site.run(site.jobs())
+    site.assert_complete()
+
+
+def test_a_journal_that_lies_is_found_out(site: Site) -> None:
+    site.run(site.jobs())
+    entry = site.places.entries[-1]
+    os.pwrite(site.descriptor, b"damaged", entry.offset + 5 * MIB)
+    site.served = 0
+    site.run(site.jobs())
+    site.assert_complete()
+    assert site.served == len(CONTENTS[-1])
+
+
+def test_a_partial_of_another_layout_is_not_believed(site: Site) -> None:
+    site.run(site.jobs(), identity="a")
+    assert site.run(site.jobs(), identity="b").reused == 0
+
+
+def test_wrong_bytes_are_refused_and_never_marked_done(site: Site) -> None:
+    def change(number: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece[:-1] + bytes([piece[-1] ^ 1]) if number == 2 else piece
+
+    for _ in range(2):
+        with pytest.raises(Corrupt, match="blob 2"):
+            site.run(site.jobs(change))
+    site.run(site.jobs())
+    site.assert_complete()
+
+
+def test_too_many_bytes_do_not_run_into_the_next_member(site: Site) -> None:
+    def change(number: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        yield from pieces
+        if number == 3:
+            yield b"more"
+
+    with pytest.raises(Corrupt, match="more than"):
+        site.run(site.jobs(change))
+
+
+def test_too_few_bytes(site: Site) -> None:
+    def change(number: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        return iter(list(pieces)[:-1]) if number == 3 else pieces
+
+    with pytest.raises(TransferFailed, match="ended after"):
+        site.run(site.jobs(change))
+
+
+def test_the_first_failure_stops_the_others(site: Site) -> None:
+    started = threading.Event()
+
+    def change(number: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        if number == 2:
+            started.wait(5)
+            raise TransferFailed("no such host")
+        for piece in pieces:
+            started.set()
+            yield piece
+
+    with pytest.raises(TransferFailed, match="no such host"):
+        site.run(site.jobs(change))
+
+
+def test_progress_adds_up_even_when_a_resumed_member_starts_again(site: Site) -> None:
+    with pytest.raises(TransferFailed):
+        site.run(site.jobs(cut_after(20, TransferFailed("cut"))))
+    os.pwrite(site.descriptor, b"x", site.places.entries[-1].offset)
+    moved: list[int] = []
+    journal = Journal(site.path.with_suffix(".journal"), "a")
+    fill(site.descriptor, site.jobs(), journal, threads=2, progress=moved.append)
+    journal.close()
+    site.assert_complete()
+    assert sum(moved) == TOTAL
+
+
+def test_interruption_is_its_own_error(site: Site) -> None:
+    with pytest.raises(Interrupted):
+        site.run(site.jobs(cut_after(3, Interrupted("stopped"))))
