@@ -25,10 +25,11 @@ $(STAMP): requirements-dev.txt requirements-programs.txt pyproject.toml
 
 test: lint unit ## Lint, types, import rules, unit, attack and contract tests
 
-lint: $(STAMP) ## ruff, mypy strict
+lint: $(STAMP) ## ruff, mypy strict, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 unit: $(STAMP)
 	$(BIN)/pytest -n $(WORKERS) tests/unit tests/attacks tests/contract -m "not integration"

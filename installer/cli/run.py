@@ -1,0 +1,176 @@
+"""``installer run``: one command from the file to a Harbor that works."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from installer.cli.console import output_option, print_json, say
+from installer.cli.open import bundle_argument, key_option, open_verified
+
+if TYPE_CHECKING:
+    from installer.bundle.archive import VerifiedBundle
+    from installer.deploy.plan import Planned, Report, Step
+    from installer.site.model import Site
+
+STATE = Path("/var/lib/harbor-airgap")
+
+site_option = click.option(
+    "--site",
+    "site_file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="What is particular to this site: site.yaml.",
+)
+state_option = click.option(
+    "--state",
+    "state_folder",
+    type=click.Path(path_type=Path),
+    help=f"Folder with the site's secrets, journal and tools.  [default: {STATE}/NAME]",
+)
+
+
+@click.command("run")
+@bundle_argument
+@key_option
+@site_option
+@state_option
+@click.option("--plan", "only_plan", is_flag=True, help="Show what would be done; touch nothing.")
+@click.option(
+    "--allow-downgrade",
+    "downgrade",
+    metavar="REASON",
+    default="",
+    help="Use a bundle older than one seen here; the reason is recorded.",
+)
+@output_option
+def command(
+    bundle: Path,
+    key_file: Path,
+    site_file: Path,
+    state_folder: Path | None,
+    downgrade: str,
+    output: str,
+    *,
+    only_plan: bool,
+) -> None:
+    """Install from BUNDLE what site.yaml says, and check that it works.
+
+    Run it again after an interruption, or with the next bundle: it does what is not done yet.
+
+    Exit code 3: not trusted. 4: corrupt. 5: refused, nothing was changed. 6: network or disk.
+    7: Helm or the cluster refused. 8: deployed, but it does not work.
+    """
+    from installer.deploy.deployment import Request, plan, run  # noqa: PLC0415 (slow to import)
+    from installer.site.model import read_site  # noqa: PLC0415
+    from installer.site.state import State  # noqa: PLC0415
+
+    start = time.monotonic()
+    site = read_site(site_file)
+    with open_verified(bundle, key_file) as verified:
+        state = State(state_folder_of(site, state_folder))
+        key = key_file.read_bytes()
+        request = Request(verified, site, state, key, own_command(), downgrade.strip())
+        if output == "table":
+            _introduce(verified, site)
+        if only_plan:
+            _show_plan(plan(request), output)
+            return
+        unfinished = state.journal.unfinished()
+        if unfinished is not None and output == "table":
+            say(
+                f"a run stopped at {unfinished.time} in step {unfinished.step}: going on from there"
+            )
+        report = run(request, _Progress(silent=output == "json"))
+        seconds = time.monotonic() - start
+        if output == "json":
+            print_json(_document(verified, site, state.folder, report, seconds))
+        else:
+            _summarise(site, state.folder, report, seconds)
+
+
+def state_folder_of(site: Site, chosen: Path | None) -> Path:
+    """The folder that keeps a site's state: the chosen one, or the usual place by its name."""
+    return (chosen or STATE / site.name).absolute()
+
+
+def own_command() -> tuple[str, ...]:
+    """How this very installer is started again: program and leading arguments."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None and spec.name != "__main__":  # python -m package, but not an archive
+        return (sys.executable, "-m", spec.name.removesuffix(".__main__"))
+    return (sys.executable, str(Path(sys.argv[0]).absolute()))
+
+
+class _Progress:
+    """Tells the person what happens while it happens."""
+
+    def __init__(self, *, silent: bool) -> None:
+        self._silent = silent
+
+    def _say(self, text: str) -> None:
+        if not self._silent:
+            say(text)
+
+    def started(self, step: Step) -> None:
+        self._say(f"  …        {step.sentence}")
+
+    def finished(self, step: Step, note: str, *, changed: bool) -> None:
+        self._say(f"  {'done' if changed else 'already':8} {step.sentence}")
+        if note:
+            self._say(f"           {note}")
+
+
+def _introduce(bundle: VerifiedBundle, site: Site) -> None:
+    manifest = bundle.manifest
+    say(
+        f"{manifest.name} serial {manifest.serial} of channel {manifest.channel}, "
+        f"created {manifest.created}, signed by key {bundle.signers[0][:16]}\n"
+        f"site {site.name}"
+    )
+
+
+def _show_plan(planned: list[Planned], output: str) -> None:
+    if output == "json":
+        steps = [{"step": p.step.name, "does": p.step.sentence, "done": p.done} for p in planned]
+        print_json({"steps": steps, "changes": any(not p.done for p in planned)})
+        return
+    for item in planned:
+        click.echo(f"  {'already' if item.done else 'to do':8} {item.step.sentence}")
+    waiting = sum(not item.done for item in planned)
+    click.echo(f"{waiting} to do" if waiting else "nothing to do")
+
+
+def _summarise(site: Site, state: Path, report: Report, seconds: float) -> None:
+    if not report.changed:
+        click.echo(f"nothing to do: {site.name} is as it should be")
+    else:
+        click.echo(f"{site.name} is installed, {seconds:.0f} s")
+    for release in site.releases:
+        if release.harbor is not None:
+            click.echo(
+                f"Harbor: {release.harbor.external_url}, user admin; the password is in "
+                f"{state / 'secrets.json'} at harbor, {release.key}, adminPassword"
+            )
+    if report.changed:
+        click.echo(f"Back up {state}: Harbor's database can't be read without the key in it.")
+
+
+def _document(
+    bundle: VerifiedBundle, site: Site, state: Path, report: Report, seconds: float
+) -> dict[str, Any]:
+    return {
+        "site": site.name,
+        "bundle": str(bundle.digest),
+        "serial": bundle.manifest.serial,
+        "state": str(state),
+        "changed": report.changed,
+        "unchanged": report.unchanged,
+        "notes": report.notes,
+        "harbor": [r.harbor.external_url for r in site.releases if r.harbor is not None],
+        "seconds": round(seconds, 1),
+    }

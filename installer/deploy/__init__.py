@@ -1,0 +1,1 @@
+"""The plan and its steps: Helm, overlay, seed, check."""

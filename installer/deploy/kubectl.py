@@ -1,0 +1,104 @@
+"""kubectl as far as the installer needs it: what is there, what is wrong, one kind of repair."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from installer.errors import DeploymentFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from installer.site.model import Cluster
+
+_TIMEOUT = 60
+_WORDS = 600
+
+
+class Kubectl:
+    """The bundle's kubectl on the site's cluster."""
+
+    def __init__(self, binary: Path, cluster: Cluster, cache: Path) -> None:
+        """``cache`` is a folder for what it learns of the API: none appears in a home folder."""
+        self._command = [str(binary), f"--kubeconfig={cluster.kubeconfig}"]
+        self._command.append(f"--cache-dir={cache}")
+        if cluster.context:
+            self._command.append(f"--context={cluster.context}")
+
+    def run(self, *arguments: str, timeout: float = _TIMEOUT) -> str:
+        """Give what it prints; raises DeploymentFailed with its words. ``timeout`` in seconds."""
+        try:
+            result = subprocess.run(
+                [*self._command, f"--request-timeout={int(timeout)}s", *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                timeout=timeout + 10,
+            )
+        except subprocess.TimeoutExpired:
+            raise DeploymentFailed(
+                f"kubectl {arguments[0]}: no answer from the cluster in {int(timeout)} s"
+            ) from None
+        except OSError as error:
+            raise DeploymentFailed(f"kubectl can't be executed: {error.strerror}") from error
+        if result.returncode:
+            words = " ".join(result.stderr.split())[-_WORDS:]
+            raise DeploymentFailed(f"kubectl {arguments[0]}: {words}")
+        return result.stdout
+
+    def get(self, *arguments: str, timeout: float = _TIMEOUT) -> dict[str, Any]:
+        """Read objects as JSON."""
+        text = self.run(*arguments, "--output=json", timeout=timeout)
+        try:
+            return msgspec.json.decode(text, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise DeploymentFailed(f"kubectl {arguments[0]}: not JSON: {error}") from error
+
+    def pods(self, namespace: str) -> list[dict[str, Any]]:
+        """Pods of a namespace that are meant to run: neither ended nor being deleted."""
+        return [
+            pod
+            for pod in self.get("get", "pods", f"--namespace={namespace}").get("items", [])
+            if not pod["metadata"].get("deletionTimestamp")
+            and pod.get("status", {}).get("phase") in ("Pending", "Running", "Unknown")
+        ]
+
+
+def troubles(kubectl: Kubectl, namespace: str) -> list[str]:
+    """What keeps pods of a namespace from running, one line each, with the latest warnings.
+
+    Never raises for the cluster: it is asked when something else has failed already.
+    """
+    found: list[str] = []
+    try:
+        for pod in kubectl.pods(namespace):
+            found += _pod_troubles(pod)
+        events = kubectl.get(
+            "get", "events", f"--namespace={namespace}", "--field-selector=type=Warning"
+        ).get("items", [])
+    except DeploymentFailed as error:
+        return [*found, error.message]
+    events.sort(key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
+    messages = {
+        " ".join(str(event.get("message", "")).split())[:_WORDS]: event["involvedObject"]["name"]
+        for event in events
+    }
+    return found + [f"{name}: {message}" for message, name in list(messages.items())[-3:]]
+
+
+def _pod_troubles(pod: dict[str, Any]) -> list[str]:
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    found = []
+    for part in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        waiting = part.get("state", {}).get("waiting")
+        if waiting and waiting.get("reason") not in ("PodInitializing", "ContainerCreating"):
+            found.append(f"{name}: {waiting.get('reason')} {part.get('image', '')}".strip())
+    return found + [
+        f"{name}: {condition.get('reason')}: {condition.get('message', '')}"
+        for condition in status.get("conditions", ())
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False"
+    ]

@@ -1,0 +1,104 @@
+"""A plan is a list of steps; running it does what is not done yet, and can stop anywhere.
+
+A step looks at the world to say whether it is done, so nothing has to be remembered for the next
+run to go on: the journal is for people. A step that is done is not touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from installer.errors import AirgapError, Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from installer.site.journal import Journal
+
+
+class Step(Protocol):
+    """One thing to do at the site.
+
+    ``name`` is for the journal and scripts, ``sentence`` says to people what applying it does.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - said above
+
+    @property
+    def sentence(self) -> str: ...  # noqa: D102 - said above
+
+    def check(self) -> bool:
+        """Whether there is nothing to do. Changes nothing."""
+        ...
+
+    def apply(self) -> str:
+        """Do it, whatever part of it was done before; gives a note for people, or nothing."""
+        ...
+
+
+class Observer(Protocol):
+    """Is told of progress: the command line shows it."""
+
+    def started(self, step: Step) -> None:
+        """Report that a step is being applied."""
+        ...
+
+    def finished(self, step: Step, note: str, *, changed: bool) -> None:
+        """Report that a step is done; ``changed`` is False when it was done before."""
+        ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step with what its check said."""
+
+    step: Step
+    done: bool
+
+
+@dataclass
+class Report:
+    """Names of the steps that were applied and of those that were done before; notes by step."""
+
+    changed: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def look(steps: Iterable[Step]) -> list[Planned]:
+    """Check every step and apply none."""
+    return [Planned(step, step.check()) for step in steps]
+
+
+def execute(steps: Sequence[Step], journal: Journal, bundle: str, observer: Observer) -> Report:
+    """Apply in order what its check finds undone; ``bundle`` is the digest for the journal.
+
+    What a step raises goes on, after the journal has it; KeyboardInterrupt becomes Interrupted.
+    """
+    report = Report()
+    for step in steps:
+        try:
+            if step.check():
+                report.unchanged.append(step.name)
+                observer.finished(step, "", changed=False)
+                continue
+            observer.started(step)
+            journal.append("started", bundle=bundle, step=step.name)
+            note = step.apply()
+        except KeyboardInterrupt:
+            journal.append("interrupted", bundle=bundle, step=step.name)
+            raise Interrupted(
+                f"interrupted during: {step.sentence}",
+                hint="run the same command again: it goes on where it stopped",
+            ) from None
+        except AirgapError as error:
+            journal.append("failed", bundle=bundle, step=step.name, text=error.message)
+            raise
+        journal.append("done", bundle=bundle, step=step.name)
+        report.changed.append(step.name)
+        if note:
+            report.notes[step.name] = note
+        observer.finished(step, note, changed=True)
+    return report

@@ -1,0 +1,98 @@
+"""The other seed: a registry of the site takes everything that the bundle carries."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from installer.bundle.catalog import catalog
+from installer.errors import AirgapError, InvalidInput
+from installer.oci.bundle_store import BundleStore
+from installer.oci.copy import CopyItem, copy
+from installer.oci.hosts import RegistryConfig, RegistryEntry, RegistryHosts
+from installer.oci.http import Credentials
+from installer.oci.registry import RegistryStore
+from installer.site.private import read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from installer.bundle.archive import VerifiedBundle
+    from installer.site.model import Push
+
+_THREADS = 4
+
+
+class PushBundle:
+    """Copy every image, chart and file of the bundle into the registry, tags last."""
+
+    name = "seed"
+
+    def __init__(self, push: Push, bundle: VerifiedBundle) -> None:
+        self._push = push
+        self._bundle = bundle
+        self._host, _, prefix = push.registry.partition("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+
+    @property
+    def sentence(self) -> str:
+        """What applying it does."""
+        return f"Push the bundle's content into {self._push.registry}"
+
+    def ca(self) -> bytes | None:
+        """Certificates that the registry is checked with, None for the system's."""
+        return read_file(Path(self._push.ca)) if self._push.ca else None
+
+    def check(self) -> bool:
+        """Whether the registry has every root, and its tag; False also when it can't be asked."""
+        try:
+            with self._registry() as registry:
+                for item in self._items():
+                    if not registry.exists(item.target_repository, item.root):
+                        return False
+                    for tag in item.tags:
+                        there = registry.resolve(item.target_repository, tag)
+                        if there.digest != item.root.digest:
+                            return False
+        except InvalidInput:
+            raise
+        except AirgapError:
+            return False
+        return True
+
+    def apply(self) -> str:
+        """Copy what is missing; raises TransferFailed, and goes on when run again."""
+        with self._registry() as registry:
+            done = copy(BundleStore(self._bundle), registry, self._items(), threads=_THREADS)
+        return (
+            f"{done.blobs_moved} blobs and {done.manifests_moved} manifests pushed, "
+            f"{done.blobs_skipped + done.manifests_skipped} were there"
+        )
+
+    def _items(self) -> list[CopyItem]:
+        return [
+            CopyItem(
+                named.repository,
+                self._prefix + named.repository,
+                named.content.root,
+                (named.tag,) if named.tag else (),
+            )
+            for named in catalog(self._bundle.manifest)
+        ]
+
+    @contextmanager
+    def _registry(self) -> Iterator[RegistryStore]:
+        push = self._push
+        scheme = "http" if push.plain_http else "https"
+        entry = RegistryEntry((f"{scheme}://{self._host}",), push.ca)
+        login = None
+        if push.username:
+            password = read_file(Path(push.password_file))
+            if password is None:
+                raise InvalidInput(f"{push.password_file}: there is no such file")
+            login = Credentials(push.username, password.decode().rstrip("\r\n"))
+        with RegistryStore(
+            self._host, RegistryHosts(RegistryConfig({self._host: entry})), login
+        ) as registry:
+            yield registry

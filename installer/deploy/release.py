@@ -1,0 +1,289 @@
+"""One Helm release: its values, the proof that the bundle carries its images, and its upgrade.
+
+Values, each over the one before: the chart's defaults, what an isolated Harbor needs (no downloads
+by Trivy), the profile from the bundle, site.yaml, and what is generated: the place and digest of
+each image and the secrets. The result is rendered before it is applied, and every image of the
+rendered objects must be one of the bundle's at the seed registry.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from installer.deploy import daemon
+from installer.deploy.charts import find_chart, profile_values
+from installer.deploy.kubectl import troubles
+from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
+from installer.helm.chart import ChartArchive
+from installer.helm.images import find_images
+from installer.helm.overlay import image_overlay
+from installer.helm.values import coalesce, merge, unknown_keys
+from installer.site import credentials
+from installer.site.private import private_folder, write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from installer.deploy.context import Context
+    from installer.deploy.preflight import ClusterInfo
+    from installer.helm.client import Helm
+    from installer.site.credentials import HarborSecrets
+    from installer.site.model import Release
+
+_ISOLATED = {"trivy": {"skipUpdate": True, "skipJavaDBUpdate": True, "offlineScan": True}}
+"""Without these Trivy's adapter asks the internet for databases at its first scan."""
+
+_SECRET = re.compile(r"password|secret|token|credential|key\Z", re.IGNORECASE)
+_SHORTEST_SECRET = 6
+_PENDING = "pending-"
+_FILE = "releases.json"
+
+
+class _Applied(msgspec.Struct, frozen=True):
+    """sha256 of the chart that each release was last brought to."""
+
+    charts: dict[str, str] = {}
+
+
+class HelmRelease:
+    """Bring one release of the site to the bundle's chart and images."""
+
+    def __init__(self, context: Context, cluster: ClusterInfo, release: Release) -> None:
+        self._context = context
+        self._cluster = cluster
+        self._release = release
+        self._entry = find_chart(context.bundle.manifest, release)
+        self.name = f"release:{release.key}"
+        self.sentence = (
+            f"Install or upgrade {release.key} to {self._entry.name} {self._entry.version}"
+        )
+
+    @cached_property
+    def _chart(self) -> ChartArchive:
+        name = f"{self._entry.name}-{self._entry.version}.tgz"
+        return ChartArchive.read(self._context.chart_bytes(self._entry), name)
+
+    @cached_property
+    def _passing(self) -> HarborSecrets:
+        """Secrets to look at a rendering with; never stored."""
+        return credentials.generate()
+
+    def values(self, secrets: HarborSecrets | None) -> dict[str, Any]:
+        """Everything that is over the chart's defaults; raises InvalidInput."""
+        release, chart = self._release, self._chart
+        below: dict[str, Any] = _ISOLATED if release.harbor else {}
+        layers = merge(below, profile_values(self._entry, release), release.values)
+        if release.harbor is not None and secrets is not None:
+            self._check_choice()
+            layers = merge(
+                layers, secrets.values(), {"externalURL": release.harbor.external_url.rstrip("/")}
+            )
+        overlay = image_overlay(
+            chart.values, layers, self._context.images.target, chart.app_version
+        )
+        values = merge(layers, overlay)
+        for unknown in unknown_keys(values, chart.values, commented=chart.commented):
+            meant = f", did you mean {unknown.suggestion!r}?" if unknown.suggestion else ""
+            raise InvalidInput(
+                f"release {release.key}: values: {unknown.path}: "
+                f"{chart.name} {chart.version} has no such value{meant}",
+                hint="Helm would ignore it in silence; `helm show values` lists what there is",
+            )
+        if release.harbor is not None:
+            credentials.check_defaults(coalesce(chart.values, values), release.key)
+        return values
+
+    def _check_choice(self) -> None:
+        values = self._release.values
+        chosen = list(credentials.chosen_elsewhere(values))
+        if "externalURL" in values:
+            chosen.append("externalURL")
+        if chosen:
+            raise InvalidInput(
+                f"release {self._release.key}: values: {', '.join(chosen)}: the installer fills it",
+                hint="harbor.externalURL and harbor.adminPasswordFile are yours to choose; "
+                "secrets are generated once and kept",
+            )
+
+    def preflight(self) -> None:
+        """Everything that can be refused before anything is changed.
+
+        Raises InvalidInput for values, PreflightFailed for an image that the bundle lacks and for
+        a Harbor whose secrets are not here.
+        """
+        kept = self._kept()
+        if kept is None:
+            self._chosen_password()
+        if self._release.harbor is not None and kept is None and self._deployed() is not None:
+            raise PreflightFailed(
+                f"release {self._release.key} is there, but {self._context.state.folder} does not "
+                "have its secrets",
+                hint="bring back that folder, or name the right one with --state: Harbor can't "
+                "read its database with a new secret key",
+            )
+        self.rendered()
+
+    def rendered(self) -> str:
+        """The objects as YAML, with the site's secrets or, before its first run, passing ones.
+
+        Raises InvalidInput for values, PreflightFailed for an image that the bundle lacks.
+        """
+        return self._render(self._context.helm, self.values(self._kept() or self._passing))
+
+    def check(self) -> bool:
+        """Whether it is deployed with this chart and these values."""
+        deployed = self._deployed()
+        wanted = f"{self._entry.name}-{self._entry.version}"
+        if deployed is None or deployed.get("status") != "deployed":
+            return False
+        if deployed.get("chart") != wanted or self._applied().get(self._release.key) != (
+            self._entry.sha256
+        ):
+            return False
+        secrets = self._kept()
+        if self._release.harbor is not None and secrets is None:
+            return False
+        there = self._context.helm.get_values(
+            self._release.release_name, self._release.release_namespace
+        )
+        return bool(_without_nulls(there) == _without_nulls(self.values(secrets)))
+
+    def apply(self) -> str:
+        """Render, check the images, and let Helm do it; raises DeploymentFailed."""
+        release, helm = self._release, self._context.helm
+        daemon.end_programs(helm.binary)
+        secrets = self._kept() or self._make_secrets(helm)
+        values = self.values(secrets)
+        self._render(helm, values)
+        self._clear_pending()
+        try:
+            helm.upgrade_install(
+                self._context.chart_file(self._entry),
+                release.release_name,
+                release.release_namespace,
+                values,
+                timeout=release.timeout,
+                secrets=self._secret_texts(secrets, values),
+            )
+        except DeploymentFailed as error:
+            found = troubles(self._context.kubectl, release.release_namespace)
+            if found:
+                error.hint = "; ".join([*found, error.hint])
+            raise
+        charts = {**self._applied(), release.key: self._entry.sha256}
+        self._context.state.write(_FILE, _Applied(charts))
+        return ""
+
+    def _kept(self) -> HarborSecrets | None:
+        if self._release.harbor is None:
+            return None
+        return credentials.kept(self._context.state, self._release.key)
+
+    def _chosen_password(self) -> str:
+        harbor = self._release.harbor
+        if harbor is None or not harbor.admin_password_file:
+            return ""
+        return credentials.read_password(Path(harbor.admin_password_file))
+
+    def _make_secrets(self, helm: Helm) -> HarborSecrets | None:
+        if self._release.harbor is None:
+            return None
+        made = credentials.generate(admin_password=self._chosen_password())
+        line = _htpasswd(helm, private_folder(self._context.workspace / "htpasswd"), made)
+        made = msgspec.structs.replace(made, registry_htpasswd=line)
+        credentials.keep(self._context.state, self._release.key, made)
+        return made
+
+    def _render(self, helm: Helm, values: dict[str, Any]) -> str:
+        release = self._release
+        rendered = helm.template(
+            self._context.chart_file(self._entry),
+            release.release_name,
+            release.release_namespace,
+            values,
+            kube_version=self._cluster.version,
+            api_versions=self._cluster.api_versions,
+            profile=release.profile,
+            secrets=self._secret_texts(self._kept(), values),
+        )
+        self._context.images.check(find_images(rendered), release.key)
+        return rendered
+
+    def _deployed(self) -> dict[str, Any] | None:
+        for found in self._context.helm.releases(self._release.release_namespace):
+            if found.get("name") == self._release.release_name:
+                return found
+        return None
+
+    def _clear_pending(self) -> None:
+        """Forget Helm's note of an operation that nobody is doing any more.
+
+        A Helm that was killed leaves its revision "pending", and each later one refuses to work.
+        The site's lock is held and our own Helm was ended, so nobody works on it. Only the note is
+        deleted (a Secret of type helm.sh/release.v1): objects stay, the next upgrade takes them.
+        """
+        deployed = self._deployed()
+        if deployed is None or not str(deployed.get("status", "")).startswith(_PENDING):
+            return
+        states = ",".join(f"{_PENDING}{what}" for what in ("install", "upgrade", "rollback"))
+        self._context.kubectl.run(
+            "delete",
+            "secret",
+            f"--namespace={self._release.release_namespace}",
+            f"--selector=owner=helm,name={self._release.release_name},status in ({states})",
+        )
+
+    def _applied(self) -> dict[str, str]:
+        return (self._context.state.read(_FILE, _Applied) or _Applied()).charts
+
+    @staticmethod
+    def _secret_texts(secrets: HarborSecrets | None, values: dict[str, Any]) -> tuple[str, ...]:
+        """What Helm's words must not show: what was generated, and what values call a secret."""
+        return (*(secrets.texts() if secrets else ()), *_called_secret(values))
+
+
+def _called_secret(values: Any, *, secret: bool = False) -> Iterator[str]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _called_secret(value, secret=bool(_SECRET.search(key)))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _called_secret(value, secret=secret)
+    elif secret and isinstance(values, str) and len(values) >= _SHORTEST_SECRET:
+        yield values
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop keys with null: Helm keeps or drops them, depending on its version."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return value
+
+
+def _htpasswd(helm: Helm, folder: Path, secrets: HarborSecrets) -> str:
+    """Make the registry's htpasswd line, as the chart would, but once: with Helm's own bcrypt."""
+    write_file(
+        folder / "Chart.yaml", b"apiVersion: v2\nname: htpasswd\nversion: 1.0.0\nappVersion: '1'\n"
+    )
+    private_folder(folder / "templates")
+    write_file(
+        folder / "templates" / "line.yaml",
+        b"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: htpasswd}\n"
+        b"data:\n  line: {{ htpasswd .Values.user .Values.password | quote }}\n",
+    )
+    rendered = helm.template(
+        folder,
+        "htpasswd",
+        "default",
+        {"user": secrets.registry_user, "password": secrets.registry_password},
+        secrets=secrets.texts(),
+    )
+    found = re.search(r'^  line: "([^"\\]+:\$2[aby]\$[^"\\]+)"$', rendered, re.MULTILINE)
+    if found is None:
+        raise DeploymentFailed("Helm made no bcrypt line for the registry's password")
+    return found[1]

@@ -1,0 +1,146 @@
+"""The registry that nodes pull from, served from the bundle itself.
+
+Harbor must never be the only source of its own images: a core pod that moves to another node while
+Harbor is down could not be pulled. So the seed registry stays, also after the installation.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import requests
+
+from installer.deploy import daemon, systemd
+from installer.errors import DeploymentFailed
+from installer.site.authority import ensure_certificates, leaf_is_good, utc_now
+from installer.site.model import split_address
+from installer.site.private import read_file, write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from installer.bundle.archive import VerifiedBundle
+    from installer.site.model import Serve, Site
+    from installer.site.state import State
+
+_PATIENCE = 60.0
+_PAUSE = 0.2
+_TIMEOUT = 5
+
+
+class _Bundle(msgspec.Struct):
+    digest: str
+
+
+class _Health(msgspec.Struct):
+    """As much of the registry's ``/healthz`` as says what it serves."""
+
+    bundles: list[_Bundle]
+
+
+class ServeBundle:
+    """Keep ``installer serve`` running in the background, with this bundle.
+
+    ``command`` starts the installer itself (program and leading arguments), ``key`` is the PEM of
+    the public key that the bundle was verified with.
+    """
+
+    name = "seed"
+
+    def __init__(
+        self, site: Site, serve: Serve, state: State, bundle: VerifiedBundle, **how: Any
+    ) -> None:
+        self._site = site
+        self._serve = serve
+        self._state = state
+        self._bundle = bundle
+        self._command: Sequence[str] = how["command"]
+        self._key: bytes = how["key"]
+        self._folder = state.path("seed")
+        self._pid_file = self._folder / "serve.pid"
+        wanted = serve.service == "systemd" or (serve.service == "auto" and systemd.is_there())
+        self._unit = systemd.unit_name(site.name) if wanted else ""
+
+    @property
+    def sentence(self) -> str:
+        """What applying it does."""
+        how = "as a systemd service" if self._unit else "in the background"
+        return f"Serve the bundle to the nodes at {self._serve.address}, {how}"
+
+    def ca(self) -> bytes | None:
+        """Certificate of the authority that signed the server's, None without TLS."""
+        return read_file(self._folder / "ca.crt") if self._serve.tls else None
+
+    def check(self) -> bool:
+        """Whether it is served, by a process of ours, and with a certificate that lasts."""
+        host = split_address(self._serve.address)[0]
+        if self._serve.tls and not leaf_is_good(self._folder, host, utc_now()):
+            return False
+        if read_file(self._folder / "release.pub") != self._key:
+            return False
+        return self._is_ours() and self._served() == str(self._bundle.digest)
+
+    def apply(self) -> str:
+        """Start it, or start it anew, and wait until it answers; raises DeploymentFailed."""
+        folder = self._state.subfolder("seed")
+        write_file(folder / "release.pub", self._key)
+        if self._serve.tls:
+            host = split_address(self._serve.address)[0]
+            ensure_certificates(folder, self._site.name, host, utc_now())
+        log = folder / "serve.log"
+        if self._unit:
+            systemd.install(self._unit, systemd.unit_text(self._site.name, self._arguments()))
+        else:
+            daemon.stop(self._pid_file)
+            daemon.start(self._arguments(), log, self._pid_file)
+        end = time.monotonic() + _PATIENCE
+        while self._served() != str(self._bundle.digest):
+            alive = self._is_ours()
+            if not alive or time.monotonic() >= end:
+                state = "does not answer" if alive else "ended"
+                words = daemon.last_words(log) if not self._unit else ""
+                raise DeploymentFailed(
+                    f"the seed registry {state} at {self._serve.address}\n  {words}".rstrip(),
+                    hint="is seed.serve.listen free, and seed.serve.address an address of this "
+                    "machine?",
+                )
+            time.sleep(_PAUSE)
+        return f"{self._bundle.path} is served from where it is: leave it there"
+
+    def _arguments(self) -> list[str]:
+        arguments = [
+            *self._command,
+            "serve",
+            str(Path(self._bundle.path).absolute()),
+            f"--key={self._folder / 'release.pub'}",
+            f"--listen={self._serve.listen}",
+        ]
+        if self._serve.tls:
+            arguments.append(f"--tls-cert={self._folder / 'tls.crt'}")
+            arguments.append(f"--tls-key={self._folder / 'tls.key'}")
+        else:
+            arguments.append("--plain-http")
+        return arguments
+
+    def _is_ours(self) -> bool:
+        if self._unit:
+            return systemd.is_active(self._unit, self._arguments())
+        process = daemon.running(self._pid_file)
+        return process is not None and list(process.command) == self._arguments()
+
+    def _served(self) -> str:
+        """Digest of the one bundle that is served at the address as nodes see it, or nothing."""
+        url = f"{'https' if self._serve.tls else 'http'}://{self._serve.address}/healthz"
+        verify = str(self._folder / "ca.crt") if self._serve.tls else True
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                answer = session.get(url, verify=verify, timeout=_TIMEOUT, allow_redirects=False)
+                health = msgspec.json.decode(answer.content, type=_Health)
+        except (requests.RequestException, OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return ""
+        served = [bundle.digest for bundle in health.bundles]
+        return served[0] if answer.ok and len(served) == 1 else ""

@@ -1,0 +1,274 @@
+"""Lock to bundle as a person does it: processes, exit codes, kills, resumes; upstream is ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.bundles import open_bundle
+from tests.unit.test_cli import run
+from tests.upstream import Upstream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CORE = "docker.io/demo/core:v1.2.3"
+EXTRA = "docker.io/library/toolbox:1.36"
+
+
+class Builder:
+    """A folder with spec, key and upstream; verbs run as processes."""
+
+    def __init__(self, folder: Path, upstream: Upstream) -> None:
+        self.folder = folder
+        self.upstream = upstream
+        self.out = folder / "out.tar"
+        self.spec: dict[str, Any] = yaml.safe_load(upstream.spec.read_text())
+        self.spec |= {"charts": [], "profiles": {}, "tools": [], "images": [CORE, EXTRA]}
+        self.write()
+        (folder / "pass").write_text("words\n")
+        self.env = {"AIRGAP_CACHE_DIR": str(folder / "cache")}
+        made = run("bundler", "keygen", "--passphrase-file", "pass", cwd=folder)
+        assert made.returncode == 0, made.stderr
+
+    def write(self) -> None:
+        self.upstream.spec.write_text(yaml.safe_dump(self.spec))
+
+    def lock(self, *more: str) -> subprocess.CompletedProcess[str]:
+        config = ("--registry-config", "registries.yaml")
+        return run("bundler", "lock", "bundle.yaml", *config, *more, cwd=self.folder, **self.env)
+
+    def build_argv(self, out: str = "out.tar") -> tuple[str, ...]:
+        return (
+            "build", "bundle.yaml", "--key", "release.key", "--passphrase-file", "pass",
+            "--out", out, "--registry-config", "registries.yaml",
+        )  # fmt: skip
+
+    def build(self, *more: str, out: str = "out.tar") -> subprocess.CompletedProcess[str]:
+        return run("bundler", *self.build_argv(out), *more, cwd=self.folder, **self.env)
+
+    def start(self) -> subprocess.Popen[str]:
+        code = "from bundler.cli import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *self.build_argv()],
+            cwd=self.folder, env=os.environ | self.env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def verify(self, name: str = "out.tar") -> subprocess.CompletedProcess[str]:
+        return run("installer", "verify", name, "--key", "release.pub", cwd=self.folder)
+
+    def assert_no_bundle(self) -> None:
+        assert not self.out.exists()
+
+    def served(self) -> int:
+        return self.upstream.docker_io.bytes_sent
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Iterator[Builder]:
+    with Upstream(tmp_path, helm=False, scale=0.5) as upstream:
+        yield Builder(tmp_path, upstream)
+
+
+def test_locks_first_then_builds_what_verifies(builder: Builder) -> None:
+    done = builder.build()
+    assert done.returncode == 0, done.stderr
+    assert (builder.folder / "bundle.lock").exists()
+    assert builder.verify().returncode == 0
+    assert sorted(p.name for p in builder.folder.glob("out.tar*")) == ["out.tar"]
+    pem = (builder.folder / "release.pub").read_bytes()
+    with open_bundle(builder.out, pem) as bundle:
+        assert {i.reference for i in bundle.manifest.images} == {CORE, EXTRA}
+        for image in (CORE, EXTRA):
+            for content in builder.upstream.images[image].everything:
+                assert bundle.read(f"blobs/sha256/{content.digest[7:]}") == content.data
+
+
+def test_same_lock_same_bytes_but_for_the_signature(builder: Builder) -> None:
+    assert builder.build(out="a.tar").returncode == 0
+    assert builder.build(out="b.tar").returncode == 0
+    a, b = ((builder.folder / n).read_bytes() for n in ("a.tar", "b.tar"))
+    assert a[64 * 1024 :] == b[64 * 1024 :]
+    assert a != b  # ECDSA signatures are random
+
+
+def test_locking_again_without_a_change_keeps_the_file(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    before = (builder.folder / "bundle.lock").read_bytes()
+    again = builder.lock()
+    assert "unchanged" in again.stdout
+    assert (builder.folder / "bundle.lock").read_bytes() == before
+
+
+def test_a_lock_that_no_longer_fits_is_refused(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    builder.spec["images"] = [CORE]
+    builder.write()
+    done = builder.build()
+    assert done.returncode == 2
+    assert "bundler lock" in done.stderr
+    builder.assert_no_bundle()
+
+
+def test_a_lock_edited_by_hand_is_refused(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    lock = builder.folder / "bundle.lock"
+    lock.write_text(lock.read_text().replace('"serial": 1', '"serial":  1', 1))
+    assert builder.build().returncode == 2
+    builder.assert_no_bundle()
+
+
+def test_a_wrong_passphrase_is_found_before_anything_is_fetched(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    before = builder.served()
+    (builder.folder / "pass").write_text("other\n")
+    done = builder.build()
+    assert done.returncode == 2
+    assert "wrong passphrase" in done.stderr
+    assert "other" not in done.stderr
+    assert builder.served() == before
+    builder.assert_no_bundle()
+
+
+@pytest.mark.parametrize("missing", ["docker.io/demo/none:1", "docker.io/demo/core:v9"])
+def test_a_missing_image_is_named(builder: Builder, missing: str) -> None:
+    builder.spec["images"].append(missing)
+    builder.write()
+    done = builder.build()
+    assert done.returncode == 6, done.stderr
+    assert missing in done.stderr
+    assert not (builder.folder / "bundle.lock").exists()
+    builder.assert_no_bundle()
+
+
+def test_a_digest_that_is_no_longer_served(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    layer = builder.upstream.images[CORE].blobs[-1].digest
+    builder.upstream.docker_io.fail(f"blobs/{layer}", status=404)
+    done = builder.build()
+    assert done.returncode == 6, done.stderr
+    assert layer[:19] in done.stderr
+    builder.assert_no_bundle()
+
+
+def test_wrong_bytes_for_a_digest(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    layer = builder.upstream.images[CORE].blobs[-1].digest
+    builder.upstream.docker_io.fail(f"blobs/{layer}", flip_at=1000)
+    done = builder.build()
+    assert done.returncode == 4, done.stderr
+    assert layer[7:] in done.stderr
+    builder.assert_no_bundle()
+
+
+def test_a_bundle_for_another_architecture_is_refused_at_lock_time(builder: Builder) -> None:
+    builder.spec["platforms"] = ["linux/s390x"]
+    builder.write()
+    done = builder.lock()
+    assert done.returncode == 2
+    assert "linux/s390x" in done.stderr
+    assert "linux/amd64" in done.stderr
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest(builder: Builder) -> None:
+    builder.spec["imagse"] = builder.spec.pop("images")
+    builder.write()
+    done = builder.lock()
+    assert done.returncode == 2
+    assert "imagse" in done.stderr
+    assert "images" in done.stderr
+    assert "bundle.yaml:" in done.stderr
+
+
+def test_a_cut_line_is_gone_on_with(builder: Builder) -> None:
+    layer = builder.upstream.images[CORE].blobs[-1]
+    builder.upstream.docker_io.fail(
+        f"blobs/{layer.digest}", cut_after=len(layer.data) // 2, times=1
+    )
+    assert builder.build().returncode == 0
+    assert builder.verify().returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_in_the_middle_then_run_again(builder: Builder, number: signal.Signals) -> None:
+    assert builder.lock().returncode == 0
+    layer = builder.upstream.images[CORE].blobs[-1]
+    rate = max(1, len(layer.data) // 4)
+    builder.upstream.docker_io.fail(f"blobs/{layer.digest}", bytes_per_second=rate, times=1)
+    process = builder.start()
+    partial = builder.folder / "out.tar.partial"
+    deadline = time.monotonic() + 20
+    while not partial.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(1)
+    process.send_signal(number)
+    _, words = process.communicate(timeout=20)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130), words
+    assert "Traceback" not in words
+    builder.assert_no_bundle()
+    assert partial.exists()
+    again = builder.build("--output", "json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["reused"] > 0
+    assert builder.verify().returncode == 0
+    fresh = builder.build(out="fresh.tar")
+    assert fresh.returncode == 0
+    a, b = ((builder.folder / n).read_bytes() for n in ("out.tar", "fresh.tar"))
+    assert a[64 * 1024 :] == b[64 * 1024 :]
+
+
+def test_two_builds_of_one_file_keep_apart(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    layer = builder.upstream.images[CORE].blobs[-1]
+    builder.upstream.docker_io.fail(f"blobs/{layer.digest}", delay=3, times=1)
+    first = builder.start()
+    deadline = time.monotonic() + 20
+    while not (builder.folder / "out.tar.partial").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    second = builder.build()
+    assert second.returncode == 2
+    assert "another build" in second.stderr
+    assert first.wait(30) == 0, first.communicate()
+    first.communicate()
+    assert builder.verify().returncode == 0
+
+
+def test_an_upstream_that_is_down(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    config = yaml.safe_load(builder.upstream.registries.read_text())
+    config["registries"]["docker.io"]["endpoints"] = ["http://127.0.0.1:9"]
+    builder.upstream.registries.write_text(yaml.safe_dump(config))
+    done = builder.build()
+    assert done.returncode == 6
+    assert "docker.io" in done.stderr
+    builder.assert_no_bundle()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
+def test_a_full_disk_is_found_before_anything_is_fetched(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    small = builder.folder / "small"
+    small.mkdir()
+    mount = shutil.which("mount")
+    assert mount is not None
+    subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "none", small], check=True)
+    try:
+        before = builder.served()
+        done = builder.build(out="small/out.tar")
+        assert done.returncode == 6, done.stderr
+        assert "free" in done.stderr
+        assert not list(small.glob("*.tar"))
+        assert builder.served() - before < 100_000  # manifests only
+    finally:
+        subprocess.run(["umount", small], check=True)
