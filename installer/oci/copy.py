@@ -216,7 +216,8 @@ class _Copy:
     # Doing it
 
     def _first(self, blob: _Blob) -> Iterable[Job]:
-        (repository, item), *others = blob.wanted.items()
+        # In the same order each time, so that a copy that goes on asks where the first one pushed.
+        (repository, item), *others = sorted(blob.wanted.items())
         self._move(blob.descriptor, item, None)
         return [partial(self._mount, blob.descriptor, other, repository) for _, other in others]
 
