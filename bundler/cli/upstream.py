@@ -9,11 +9,13 @@ import click
 from platformdirs import user_cache_path, user_config_path
 
 from bundler.cache import BlobCache
+from bundler.credentials import DockerLogins
 from bundler.sources.upstream import Upstream
 from installer.documents import read_document
 from installer.oci.hosts import RegistryConfig, RegistryHosts
 
 CACHE_VARIABLE = "AIRGAP_CACHE_DIR"
+DOCKER_VARIABLE = "DOCKER_CONFIG"
 _APPLICATION = "harbor-airgap"
 
 registry_config_option = click.option(
@@ -24,10 +26,14 @@ registry_config_option = click.option(
 
 
 def open_upstream(folder: Path, registry_config: Path | None) -> Upstream:
-    """The way to upstream for a spec in ``folder``; raises InvalidInput for a wrong config."""
+    """The way to upstream for a spec in ``folder``; logins are those of ``docker login``.
+
+    Raises InvalidInput for a wrong config.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
     cache = Path(chosen) if chosen else user_cache_path(_APPLICATION)
-    return Upstream(_hosts(registry_config), BlobCache(cache), folder)
+    logins = DockerLogins(Path(os.environ.get(DOCKER_VARIABLE) or Path.home() / ".docker"))
+    return Upstream(_hosts(registry_config), BlobCache(cache), folder, logins)
 
 
 def _hosts(registry_config: Path | None) -> RegistryHosts:

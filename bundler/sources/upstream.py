@@ -33,12 +33,12 @@ from installer.oci.store import read_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from types import TracebackType
     from typing import Self
 
     from bundler.cache import BlobCache
+    from installer.oci.auth import Credentials
     from installer.oci.hosts import RegistryHosts
-    from installer.oci.http import Credentials, Patience
+    from installer.oci.http import Patience
 
 OCTETS = "application/octet-stream"
 _EMPTY = "{}"
@@ -84,12 +84,7 @@ class Upstream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.close()
 
     def store(self, host: str) -> RegistryStore:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from installer.bundle.catalog import catalog
 from installer.errors import AirgapError, InvalidInput
+from installer.oci.auth import Credentials
 from installer.oci.bundle_store import BundleStore
 from installer.oci.copy import CopyItem, copy
 from installer.oci.hosts import RegistryConfig, RegistryEntry, RegistryHosts
-from installer.oci.http import Credentials
 from installer.oci.registry import RegistryStore
 from installer.site.private import read_file
 

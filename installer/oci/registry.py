@@ -20,6 +20,7 @@ import msgspec
 
 from installer.bundle.digest import Digest, verified
 from installer.errors import AirgapError, Corrupt, InvalidInput, NotFound, TransferFailed
+from installer.oci.auth import Credentials
 from installer.oci.graph import (
     ACCEPTED_TYPES,
     MAX_MANIFEST_BYTES,
@@ -31,11 +32,10 @@ from installer.oci.graph import (
     read_manifest,
 )
 from installer.oci.hosts import RegistryHosts
-from installer.oci.http import BrokenOff, Client, Credentials, Patience, Unavailable, Upload
+from installer.oci.http import BrokenOff, Client, Patience, Unavailable, Upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
     from typing import Any, Self
 
     from installer.oci.http import Answer
@@ -86,12 +86,7 @@ class RegistryStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

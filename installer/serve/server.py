@@ -23,7 +23,6 @@ from installer.serve.registry import ReadOnlyRegistry
 
 if TYPE_CHECKING:
     import ssl
-    from types import TracebackType
 
     from installer.oci.bundle_store import BundleStore
 
@@ -198,12 +197,7 @@ class BundleServer:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 

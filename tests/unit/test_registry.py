@@ -11,9 +11,10 @@ import pytest
 
 from installer.bundle.digest import Digest
 from installer.errors import AirgapError, Corrupt, InvalidInput, NotFound, TransferFailed
+from installer.oci.auth import Credentials
 from installer.oci.graph import Descriptor
 from installer.oci.hosts import RegistryConfig, RegistryEntry, RegistryHosts
-from installer.oci.http import Credentials, Patience, Unavailable
+from installer.oci.http import Patience, Unavailable
 from installer.oci.registry import RegistryStore
 from installer.oci.store import read_all
 from tests.upstream import images as made

@@ -1,0 +1,43 @@
+"""The rules between rooms: who imports whom is import-linter's, the rest is looked up here."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+CHECKOUT = Path(__file__).parents[2]
+MODULES = sorted(p for room in ("bundler", "installer") for p in (CHECKOUT / room).rglob("*.py"))
+ONE_MODULE = {"docker": "bundler/credentials.py"}
+"""Libraries that only one module may know."""
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(CHECKOUT).as_posix()
+
+
+def test_import_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    assert lint_imports(config_filename="pyproject.toml", no_cache=True) == 0
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_module(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    name = relative(path)
+    assert ast.get_docstring(tree), "a module opens with the idea behind it"
+    assert not {"utils", "helpers", "manager"} & set(name.removesuffix(".py").split("/"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            spelled = f"{node.value.id}.{node.attr}"
+            if spelled in ("sys.exit", "os.environ", "os.getenv", "sys.stdout", "sys.stderr"):
+                assert "/cli/" in name, f"{name}:{node.lineno}: {spelled} belongs into cli/"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("print", "input"), f"{name}:{node.lineno}: use the console"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
+            for imported in names:
+                owner = ONE_MODULE.get((imported or "").split(".")[0])
+                assert owner in (None, name), f"{name}:{node.lineno}: only {owner} may import it"
