@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from installer.cli.console import output_option, print_json, say
+from installer.cli.console import output_option, print_json, progress, say
 from installer.cli.open import bundle_argument, key_option, open_verified
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def command(
     with open_verified(bundle, key_file) as verified:
         state = State(state_folder_of(site, state_folder))
         key = key_file.read_bytes()
-        request = Request(verified, site, state, key, own_command(), downgrade.strip())
+        request = Request(verified, site, state, key, own_command(), downgrade.strip(), progress)
         if output == "table":
             _introduce(verified, site)
         if only_plan:

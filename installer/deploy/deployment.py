@@ -16,7 +16,7 @@ import msgspec
 from installer.deploy.check import HarborIsHealthy, RunningImages
 from installer.deploy.context import looking, working
 from installer.deploy.nodes import TellNodes
-from installer.deploy.plan import execute, look
+from installer.deploy.plan import execute, look, unmeasured
 from installer.deploy.preflight import examine
 from installer.deploy.push import PushBundle
 from installer.deploy.release import HelmRelease
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from installer.bundle.archive import VerifiedBundle
     from installer.deploy.context import Context
-    from installer.deploy.plan import Observer, Planned, Report, Step
+    from installer.deploy.plan import Meter, Observer, Planned, Report, Step
     from installer.deploy.preflight import ClusterInfo
     from installer.site.model import Site
     from installer.site.state import State
@@ -43,7 +43,7 @@ class Request:
 
     ``key`` is the PEM of the public key that the bundle was verified with, ``command`` starts the
     installer itself, for the seed registry in the background. ``downgrade`` is the reason for
-    which an older bundle may be used, or empty.
+    which an older bundle may be used, or empty. ``meter`` shows the progress of long steps.
     """
 
     bundle: VerifiedBundle
@@ -52,6 +52,7 @@ class Request:
     key: bytes
     command: tuple[str, ...]
     downgrade: str = ""
+    meter: Meter = unmeasured
 
 
 class _Verified(msgspec.Struct, frozen=True):
@@ -67,9 +68,10 @@ class VerifyContent:
     name = "verify"
     sentence = "Check every byte of the bundle"
 
-    def __init__(self, bundle: VerifiedBundle, state: State) -> None:
+    def __init__(self, bundle: VerifiedBundle, state: State, meter: Meter = unmeasured) -> None:
         self._bundle = bundle
         self._state = state
+        self._meter = meter
 
     def _mark(self) -> _Verified:
         status = os.fstat(self._bundle.descriptor)
@@ -83,7 +85,9 @@ class VerifyContent:
     def apply(self) -> str:
         """Hash it on all cores; raises Corrupt that names what differs."""
         threads = max(2, len(os.sched_getaffinity(0)))
-        differing = self._bundle.verify_members(threads=threads)
+        total = sum(member.size for member in self._bundle.manifest.members)
+        with self._meter("verifying", total) as advance:
+            differing = self._bundle.verify_members(threads=threads, progress=advance)
         if differing:
             listed = "\n  ".join(error.message for error in differing[:_SHOWN])
             raise Corrupt(
@@ -161,12 +165,12 @@ def _steps(request: Request, context: Context, cluster: ClusterInfo) -> Sequence
             site, site.seed.serve, state, bundle, command=request.command, key=request.key
         )
     elif site.seed.push is not None:
-        seed = PushBundle(site.seed.push, bundle)
+        seed = PushBundle(site.seed.push, bundle, request.meter)
     else:
         raise InvalidInput("site.yaml: seed: neither serve nor push")
     namespaces = {release.release_namespace: release for release in site.releases}
     return [
-        VerifyContent(bundle, state),
+        VerifyContent(bundle, state, request.meter),
         context.toolbox,
         seed,
         TellNodes(site, state, seed.ca),

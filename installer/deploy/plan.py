@@ -6,6 +6,8 @@ run to go on: the journal is for people. A step that is done is not touched.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from installer.site.journal import Journal
+
+
+Advance = Callable[[int], None]
 
 
 class Step(Protocol):
@@ -36,6 +41,20 @@ class Step(Protocol):
     def apply(self) -> str:
         """Do it, whatever part of it was done before; gives a note for people, or nothing."""
         ...
+
+
+class Meter(Protocol):
+    """Makes something that is told the bytes done, of ``total``, while a long step runs."""
+
+    def __call__(self, description: str, total: int) -> AbstractContextManager[Advance]:
+        """Begin to measure; the result takes bytes as they are done, from any thread."""
+        ...
+
+
+def unmeasured(description: str, total: int) -> AbstractContextManager[Advance]:
+    """A meter for when nobody watches."""
+    del description, total
+    return nullcontext(lambda _: None)
 
 
 class Observer(Protocol):

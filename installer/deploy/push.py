@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from installer.bundle.catalog import catalog
+from installer.deploy.plan import unmeasured
 from installer.errors import AirgapError, InvalidInput
 from installer.oci.auth import Credentials
 from installer.oci.bundle_store import BundleStore
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from installer.bundle.archive import VerifiedBundle
+    from installer.deploy.plan import Meter
     from installer.site.model import Push
 
 _THREADS = 4
@@ -29,8 +31,9 @@ class PushBundle:
 
     name = "seed"
 
-    def __init__(self, push: Push, bundle: VerifiedBundle) -> None:
+    def __init__(self, push: Push, bundle: VerifiedBundle, meter: Meter = unmeasured) -> None:
         self._push = push
+        self._meter = meter
         self._bundle = bundle
         self._host, _, prefix = push.registry.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
@@ -63,8 +66,10 @@ class PushBundle:
 
     def apply(self) -> str:
         """Copy what is missing; raises TransferFailed, and goes on when run again."""
-        with self._registry() as registry:
-            done = copy(BundleStore(self._bundle), registry, self._items(), threads=_THREADS)
+        total = sum(member.size for member in self._bundle.manifest.members)
+        with self._registry() as registry, self._meter("pushing", total) as advance:
+            store = BundleStore(self._bundle)
+            done = copy(store, registry, self._items(), threads=_THREADS, progress=advance)
         return (
             f"{done.blobs_moved} blobs and {done.manifests_moved} manifests pushed, "
             f"{done.blobs_skipped + done.manifests_skipped} were there"
