@@ -10,13 +10,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from filelock import FileLock, Timeout
 
 from bundler.fetch import Filled, Job, Journal, fill
 from bundler.image_layout import OCI_LAYOUT, docker_manifest, index_json, readme
@@ -24,7 +23,7 @@ from bundler.lock import bundle_manifest
 from installer.bundle.digest import Digest
 from installer.bundle.layout import BLOCK, Layout, layout
 from installer.bundle.manifest import SIGNATURE_AREA, Manifest, Member, encode
-from installer.bundle.signature import encode_area
+from installer.bundle.signature import encode_area, member_names
 from installer.errors import InvalidInput, TransferFailed
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from bundler.lock import Blob, Lock
     from bundler.sources.upstream import Upstream
 
+_FIRST = member_names(1)[0].encode()
+"""What every bundle begins with: the name of its first member."""
 THREADS = 4
 """Connections at once: four fill two cores, more only wait for each other (docs/benchmarks.md)."""
 
@@ -91,22 +92,47 @@ def build(
     or InvalidInput; then there is no file ``out``, and ``out.partial`` is what the next run goes
     on with.
     """
+    check_out(out)
     prepared = prepared or plan(lock, upstream)
     partial = out.with_name(out.name + ".partial")
-    guard = FileLock(str(partial) + ".lock")
     try:
-        with guard.acquire(timeout=0):
-            built = _write(lock, prepared, upstream, key, out, partial, progress)
-    except Timeout as error:
-        raise InvalidInput(f"another build is writing {partial}") from error
+        return _write(lock, prepared, upstream, key, out, partial, progress)
     except OSError as error:
         raise TransferFailed(
             f"{error.filename or partial}: {error.strerror}",
             hint="make room or choose another disk; the same command goes on where it stopped",
         ) from error
-    with suppress(OSError):
-        os.unlink(guard.lock_file)  # noqa: PTH108 (filelock gives a string)
-    return built
+
+
+def check_out(out: Path) -> None:
+    """Refuse a target that can't be written or is no bundle; raises InvalidInput."""
+    if not out.parent.is_dir():
+        raise InvalidInput(f"{out.parent}: no such folder", hint="is the disk mounted?")
+    if not out.exists():
+        return
+    with suppress(OSError), out.open("rb") as stream:
+        if out.is_file() and stream.read(len(_FIRST)) == _FIRST:
+            return
+    raise InvalidInput(
+        f"{out}: exists, and is not a bundle", hint="choose another --out: nothing is overwritten"
+    )
+
+
+def _open_partial(partial: Path) -> int:
+    """Open the unfinished file for this build alone; raises InvalidInput when another has it."""
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(partial, flags, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The build that held the lock may have finished and renamed this very file.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), partial.stat(follow_symlinks=False)):
+                    return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InvalidInput(f"another build is writing {partial}") from None
+        os.close(descriptor)
 
 
 def _write(
@@ -120,7 +146,7 @@ def _write(
 ) -> Built:
     places, digest = prepared.places, Digest.of(prepared.payload)
     notes = partial.with_name(partial.name + ".journal")
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    descriptor = _open_partial(partial)
     try:
         journal = Journal(notes, str(digest))
         try:
@@ -133,11 +159,11 @@ def _write(
         area = encode_area([key.sign(prepared.payload)], digest, SIGNATURE_AREA)
         os.pwrite(descriptor, area, 0)
         os.fsync(descriptor)
+        partial.replace(out)
+        _sync_folder(out.parent)
+        notes.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
-    partial.replace(out)
-    _sync_folder(out.parent)
-    notes.unlink(missing_ok=True)
     return Built(out, places.size, digest, prepared.manifest, filled)
 
 

@@ -56,8 +56,9 @@ class Journal:
         self.resumed = False
         with suppress(OSError):
             self._read(path.read_text(encoding="utf-8", errors="replace"), identity)
-        mode = "a" if self.resumed else "w"
-        self._stream = path.open(mode, encoding="utf-8", buffering=1)
+        start = os.O_APPEND if self.resumed else os.O_TRUNC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | start
+        self._stream = os.fdopen(os.open(path, flags, 0o644), "w", encoding="utf-8", buffering=1)
         if not self.resumed:
             self._stream.write(json.dumps({"layout": identity}) + "\n")
         else:

@@ -123,13 +123,18 @@ def readme(lock: Lock) -> bytes:
         "  tar xf BUNDLE bundle.json bundle.json.sig",
         "  openssl dgst -sha256 -verify release.pub -signature bundle.json.sig bundle.json",
         "",
-        "Check every blob against its name, and the names against bundle.json:",
+        "Then check every other file against bundle.json; nothing is unpacked, and the last line",
+        "prints nothing but its sentence:",
         "",
         (
-            "  tar xf BUNDLE --wildcards 'blobs/sha256/*' --to-command="
-            '\'test "$(openssl dgst -sha256 -r | cut -c1-64)" = "${TAR_FILENAME##*/}"'
-            " || echo BAD $TAR_FILENAME'"
+            "  tar xOf BUNDLE bundle.json | awk -F'\"' '/\"path\":/{p=$4}"
+            ' /"sha256":/&&p{print $4"  "p;p=""}\' | sort > signed'
         ),
+        (
+            "  tar xf BUNDLE --exclude='bundle.json*'"
+            " --to-command='echo \"$(sha256sum | cut -c1-64)  $TAR_FILENAME\"' | sort > found"
+        ),
+        "  diff signed found && echo every file is as signed",
         "",
         "With the installer:",
         "",

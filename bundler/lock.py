@@ -7,7 +7,7 @@ entries are those of the bundle's manifest; ``blobs`` adds the place that each b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -139,6 +139,15 @@ def _digests(lock: Lock) -> dict[tuple[str, str], str]:
         **{("database", d.reference): d.digest for d in lock.databases},
         **{("file", file.name): file.digest for file in lock.files},
     }
+
+
+def is_lock(path: Path) -> bool:
+    """Whether a file is a lock at all, of whatever version or state: it may be written anew."""
+    try:
+        data = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return data.get("kind") == "BundleLock"
 
 
 def _check_blob(blob: Blob) -> None:

@@ -13,7 +13,6 @@ Failures of one step are told together: whoever mends a spec wants to run this t
 from __future__ import annotations
 
 import platform
-import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
+from bundler.cache import read_chunks
 from bundler.lock import Lock, bundle_manifest, encode_lock
 from bundler.sources.chart import lock_chart
 from bundler.sources.file import lock_file
@@ -30,6 +30,7 @@ from bundler.sources.image import lock_image
 from bundler.sources.tool import lock_tool
 from bundler.sources.trivy import lock_database
 from installer.bundle.catalog import catalog
+from installer.bundle.digest import verified
 from installer.bundle.manifest import SIGNATURE_AREA, Origin, decode, encode, format_time
 from installer.errors import AirgapError, Corrupt, InvalidInput, NotFound, TransferFailed
 from installer.helm.chart import ChartArchive
@@ -74,6 +75,8 @@ def resolve(
     NotFound, TransferFailed or Corrupt.
     """
     wanted = spec.document
+    if wanted.expires and wanted.expires < now.date():
+        raise InvalidInput(f"{spec.path}: expires: {wanted.expires} has passed already")
     with ThreadPoolExecutor(THREADS) as pool:
         each = partial(_each, pool)
         progress(f"resolving {len(wanted.tools)} tools and {len(wanted.charts)} charts")
@@ -223,22 +226,25 @@ def _render(
             f"{where}: the chart has no value {', '.join(key.path for key in unknown)}",
             hint=" ".join(hints) or "Helm would ignore it without a word; see the chart's values",
         )
-    rendered = helm.template(
-        path, chart.name, _NAMESPACE, values, kube_version=kube_version, profile=profile
-    )
-    try:
-        images = find_images(rendered)
-    except InvalidInput as error:
-        raise InvalidInput(f"{where}: {error.message}", hint=error.hint) from error
-    return [
-        (
-            image.reference,
-            Origin(
-                chart.name, profile, f"{image.origin.kind}/{image.origin.name}", image.origin.path
-            ),
+    found: set[tuple[Reference, Origin]] = set()
+    for is_upgrade in (False, True):  # an upgrade may have hooks that an installation has not
+        rendered = helm.template(
+            path,
+            chart.name,
+            _NAMESPACE,
+            values,
+            kube_version=kube_version,
+            is_upgrade=is_upgrade,
+            profile=profile,
         )
-        for image in images
-    ]
+        try:
+            images = find_images(rendered)
+        except InvalidInput as error:
+            raise InvalidInput(f"{where}: {error.message}", hint=error.hint) from error
+        for image in images:
+            at = f"{image.origin.kind}/{image.origin.name}"
+            found.add((image.reference, Origin(chart.name, profile, at, image.origin.path)))
+    return list(found)
 
 
 def _own_helm(tools: Sequence[Locked[Tool]]) -> Locked[Tool]:
@@ -257,10 +263,12 @@ def _own_helm(tools: Sequence[Locked[Tool]]) -> Locked[Tool]:
 
 
 def _copy(upstream: Upstream, locked: Locked[Any], sha256: str, target: Path) -> None:
-    """Copy the file that an artefact carries."""
+    """Copy the file that an artefact carries, hashed on the way: Helm is executed from the copy."""
     blob = next(blob for blob in locked.blobs if blob.descriptor.digest.hex == sha256)
+    chunks = read_chunks(upstream.cached(blob).path)
     try:
-        shutil.copyfile(upstream.cached(blob).path, target)
+        with target.open("xb") as out:
+            out.writelines(verified(chunks, blob.descriptor.digest, blob.size, str(target)))
     except OSError as error:
         raise TransferFailed(f"{target}: {error.strerror}") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from bundler.build import build, plan
+from bundler.build import build, check_out, plan
 from bundler.cli.keygen import PASSPHRASE_VARIABLE
 from bundler.cli.lock import lock_spec
 from bundler.cli.upstream import open_upstream, registry_config_option
@@ -51,6 +51,7 @@ def command(
     next one.
     """
     start = time.monotonic()
+    check_out(out)
     spec = Spec.load(spec_file)
     secret = passphrase(passphrase_file, PASSPHRASE_VARIABLE, confirm=False)
     key = load(key_file, secret)

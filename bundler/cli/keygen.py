@@ -19,6 +19,10 @@ PASSPHRASE_VARIABLE = "BUNDLER_PASSPHRASE"  # noqa: S105 (a variable's name)
 def command(out: Path, passphrase_file: str | None) -> None:
     """Make a passphrase-encrypted P-256 key (OUT) and its public key (.pub beside it)."""
     public = out.with_suffix(".pub")
+    if public == out:
+        raise InvalidInput(
+            f"--out {out}: .pub is for the public key", hint="name the private key release.key"
+        )
     for path in (out, public):
         if path.exists():
             raise InvalidInput(
@@ -27,7 +31,11 @@ def command(out: Path, passphrase_file: str | None) -> None:
     secret = passphrase(passphrase_file, PASSPHRASE_VARIABLE, confirm=True)
     key, pem = generate(secret)
     write_new(out, pem, 0o600)
-    write_new(public, key.public_pem(), 0o644)
+    try:
+        write_new(public, key.public_pem(), 0o644)
+    except InvalidInput:
+        out.unlink()
+        raise
     say(
         f"{out}: private key, encrypted; keep it and its passphrase apart\n"
         f"{public}: public key, key id {key.public.key_id[:16]}; "

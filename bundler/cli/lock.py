@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bundler.cli.upstream import open_upstream, registry_config_option
-from bundler.lock import changes, encode_lock, read_lock
+from bundler.lock import changes, encode_lock, is_lock, read_lock
 from bundler.resolve import resolve
 from bundler.spec import Spec
 from installer.bundle.digest import Digest
@@ -70,6 +70,11 @@ def previous_lock(lock_file: Path) -> Lock | None:
     try:
         return read_lock(lock_file)
     except InvalidInput as error:
+        if not is_lock(lock_file):
+            raise InvalidInput(
+                f"{lock_file}: exists, and is not a bundle.lock",
+                hint="name another file with --lock; nothing is overwritten",
+            ) from error
         say(f"{error.message}; it is written anew")
         return None
 
@@ -79,15 +84,18 @@ def write_lock(lock_file: Path, lock: Lock) -> None:
 
     Raises TransferFailed.
     """
-    temporary = lock_file.with_name(f".{lock_file.name}.{os.getpid()}")
+    temporary: Path | None = None
     try:
-        with temporary.open("wb") as file:
+        handle, name = tempfile.mkstemp(dir=lock_file.parent, prefix=f".{lock_file.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
             file.write(encode_lock(lock))
             file.flush()
-            os.fsync(file.fileno())
+            os.fchmod(handle, 0o644)
+            os.fsync(handle)
         temporary.replace(lock_file)
     except OSError as error:
-        with suppress(OSError):
+        if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise TransferFailed(
             f"{lock_file}: can't be written: {error.strerror}",

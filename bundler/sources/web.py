@@ -63,7 +63,7 @@ class Web:
         answer = client.request(
             "GET",
             url,
-            what=urlsplit(url).path,
+            what=urlsplit(url).netloc + urlsplit(url).path,
             accepted=(_OK, _PARTIAL, _NOTHING_LEFT) if start else (_OK,),
             headers=headers,
         )

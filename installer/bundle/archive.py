@@ -65,7 +65,7 @@ class UnverifiedBundle:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # (0)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # (0)
         except OSError as error:
             raise InvalidInput(f"{path}: {error.strerror}") from error
         status = os.fstat(self._descriptor)

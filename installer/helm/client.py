@@ -86,17 +86,21 @@ class Helm:
         kube_version: str = "",
         api_versions: Sequence[str] = (),
         include_crds: bool = True,
+        is_upgrade: bool = False,
         profile: str = "",
         secrets: Collection[str] = (),
     ) -> str:
         """Render a local chart, hooks and tests included, without touching a cluster.
 
         ``kube_version`` is the target's (the default is the binary's own, which may be newer);
-        ``profile`` names the values in the error. Raises InvalidInput with Helm's words.
+        ``is_upgrade`` renders what an upgrade would, which may have other hooks than an
+        installation; ``profile`` names the values in the error. Raises InvalidInput with Helm's
+        words.
         """
         self.version()
         command = ["template", release, str(chart.absolute()), "--namespace", namespace]
         command += ["--include-crds"] if include_crds else []
+        command += ["--is-upgrade"] if is_upgrade else []
         command += ["--kube-version", kube_version] if kube_version else []
         for api_version in api_versions:
             command += ["--api-versions", api_version]

@@ -58,6 +58,8 @@ class Builder:
         return run("bundler", *self.build_argv(out), *more, cwd=self.folder, **self.env)
 
     def start(self) -> subprocess.Popen[str]:
+        # Whoever runs the tests in the background has SIGINT ignored, and that is inherited.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = "from bundler.cli import main; main()"
         return subprocess.Popen(
             [sys.executable, "-c", code, *self.build_argv()],
@@ -272,3 +274,43 @@ def test_a_full_disk_is_found_before_anything_is_fetched(builder: Builder) -> No
         assert builder.served() - before < 100_000  # manifests only
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_nothing_that_is_no_bundle_is_overwritten(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    before = builder.served()
+    for name in ("release.key", "bundle.yaml", "registries.yaml", "none/out.tar", "cache"):
+        path = builder.folder / name
+        kept = path.read_bytes() if path.is_file() else None
+        done = builder.build(out=name)
+        assert done.returncode == 2, (name, done.stderr)
+        assert (path.read_bytes() if path.is_file() else None) == kept
+    assert builder.served() == before
+    for name in ("release.key", "bundle.yaml"):
+        kept = (builder.folder / name).read_bytes()
+        assert builder.lock("--lock", name).returncode == 2
+        assert (builder.folder / name).read_bytes() == kept
+    assert builder.build().returncode == 0
+    assert builder.build().returncode == 0  # a bundle may be built anew
+
+
+def test_links_in_the_way_are_not_followed(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    victim = builder.folder / "victim"
+    for name in ("out.tar.partial", "out.tar.partial.journal"):
+        victim.write_text("precious")
+        link = builder.folder / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(victim)
+        done = builder.build()
+        assert done.returncode == 6, done.stderr
+        assert victim.read_text() == "precious"
+        link.unlink()
+
+
+def test_a_date_that_has_passed_is_refused_at_lock_time(builder: Builder) -> None:
+    builder.spec["expires"] = "2020-01-01"
+    builder.write()
+    done = builder.lock()
+    assert done.returncode == 2
+    assert "2020-01-01" in done.stderr

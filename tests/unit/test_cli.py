@@ -124,6 +124,19 @@ def test_keygen_writes_an_encrypted_key_once(folder: Path) -> None:
     assert key.read_bytes() == before
 
 
+def test_keygen_keeps_private_and_public_apart(folder: Path) -> None:
+    (folder / "p").write_text("words\n")
+    for out in ("new.pub", "release.key"):  # release.pub is there already
+        done = run("bundler", "keygen", "--out", out, "--passphrase-file", "p", cwd=folder)
+        assert done.returncode == 2, done.stderr
+        assert not (folder / out).exists()
+
+
+def test_what_is_no_file_does_not_hang(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    assert verify(folder, "pipe").returncode == 2
+
+
 def typed(folder: Path, *lines: str) -> tuple[int, str]:
     """Run keygen on a terminal of its own and type a line at each prompt."""
     code = "from bundler.cli import main; main()"

@@ -124,7 +124,11 @@ def test_chart_renders_what_it_says(major: int, version: str, tmp_path: Path) ->
         ("nodeport", ["expose.type=nodePort"]),
     ):
         settings = [part for item in given + setting for part in ("--set", item)]
+        settings.append("--is-upgrade")  # the migration runs only then
         rendered = run("template", "x", tmp_path / "chart.tgz", *settings)
+        installed = run("template", "x", tmp_path / "chart.tgz", *settings[:-1])
+        assert "demo/migrate" in rendered
+        assert "demo/migrate" not in installed
         assert rendered == run("template", "x", tmp_path / "chart.tgz", *settings)
         found = set(re.findall(r"[a-z./]*demo/[a-z-]+:v7", rendered))
         normalised = {name if "." in name.split("/")[0] else f"docker.io/{name}" for name in found}

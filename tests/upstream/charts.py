@@ -179,12 +179,13 @@ def _templates() -> dict[str, str]:
           storage: {{ .Values.persistence.size | quote }}
 """,
         ),
-        "migration": f"""apiVersion: batch/v1
+        "migration": f"""{{{{- if .Release.IsUpgrade }}}}
+apiVersion: batch/v1
 kind: Job
 metadata:
   name: "{{{{ .Release.Name }}}}-migration"
   annotations:
-    helm.sh/hook: post-install,pre-upgrade
+    helm.sh/hook: pre-upgrade
     helm.sh/hook-delete-policy: before-hook-creation
 spec:
   template:
@@ -193,6 +194,7 @@ spec:
       containers:
       - name: migration
         image: {_image("migration.image")}
+{{{{- end }}}}
 """,
         "tests/smoke": f"""apiVersion: v1
 kind: Pod
