@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from installer.bundle.trust import Trust
 
 CHUNK = 1024 * 1024
+Stamp = tuple[int, int, int]
+"""Size of a file, and when its content and its inode changed last, in nanoseconds."""
 _MAX_AREA = 1024 * 1024
 
 
@@ -163,8 +165,8 @@ def _size_field(block: bytes) -> int:
 class VerifiedBundle:
     """A bundle whose signature held: the only source of content on the isolated side.
 
-    Content is hashed before it is handed out for the first time (``ensure``) or while it is
-    (``chunks``, ``read``). Safe to use from several threads.
+    ``chunks`` and ``read`` hash what they hand out; ``stream`` and ``descriptor`` are for callers
+    that do so themselves. Safe to use from several threads.
     """
 
     def __init__(
@@ -184,9 +186,6 @@ class VerifiedBundle:
         """Digest of bundle.json: the identity of the bundle."""
         self._descriptor = descriptor
         self._entries = places.by_path()
-        self._good: set[str] = set()
-        self._bad: dict[str, Corrupt] = {}
-        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Let go of the file."""
@@ -202,58 +201,40 @@ class VerifiedBundle:
 
     @property
     def descriptor(self) -> int:
-        """The held file descriptor, for ``os.sendfile`` of what ``ensure`` has passed."""
+        """The held file descriptor, for ``os.sendfile`` of what was hashed."""
         return self._descriptor
+
+    def stamp(self) -> Stamp:
+        """What tells whether the file was written to since; raises TransferFailed."""
+        try:
+            status = os.fstat(self._descriptor)
+        except OSError as error:
+            raise TransferFailed(f"{self.path}: {error.strerror}") from error
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def find(self, path: str) -> Entry | None:
         """Place of a member, or None."""
         return self._entries.get(path)
 
-    def ensure(self, entry: Entry) -> None:
-        """Hash a member unless that was done before; raises Corrupt, naming it and its place."""
-        path = entry.member.path
-        with self._lock:
-            if path in self._good:
-                return
-            if path in self._bad:
-                raise self._bad[path]
-        for _ in self.chunks(entry):
-            pass
-
-    def chunks(self, entry: Entry, start: int = 0) -> Iterator[bytes]:
-        """The member's bytes from ``start`` on, in pieces of 1 MiB.
-
-        From the beginning they are hashed on the way and Corrupt is raised at the end when the
-        digest differs; from a later start the whole member is hashed first.
-        """
-        if start:
-            self.ensure(entry)
-        position, end, hasher = entry.offset + start, entry.end, hashlib.sha256()
-        while position < end:
-            piece = read_exactly(
-                self._descriptor, position, min(CHUNK, end - position), entry.member.path
-            )
-            position += len(piece)
-            if not start:
-                hasher.update(piece)
+    def chunks(self, entry: Entry) -> Iterator[bytes]:
+        """The member's bytes, hashed on the way: raises Corrupt at the end if they differ."""
+        hasher = hashlib.sha256()
+        for piece in self.stream(entry):
+            hasher.update(piece)
             yield piece
-        if not start:
-            self._judge(entry, hasher.hexdigest())
+        _check_digest(entry, hasher.hexdigest())
 
-    def _judge(self, entry: Entry, found: str) -> None:
-        member = entry.member
-        if found == member.sha256:
-            with self._lock:
-                self._good.add(member.path)
-            return
-        error = Corrupt(
-            f"{member.path} ({member.size} bytes at byte {entry.offset}) has digest "
-            f"sha256:{found}, signed is sha256:{member.sha256}",
-            hint="the file was changed after signing or the medium is damaged: copy it again",
-        )
-        with self._lock:
-            self._bad[member.path] = error
-        raise error
+    def stream(self, entry: Entry, start: int = 0) -> Iterator[bytes]:
+        """The member's bytes from ``start`` on in pieces of 1 MiB, for a caller that hashes them.
+
+        Raises Corrupt when the file ends too early, TransferFailed when it can't be read.
+        """
+        position = entry.offset + start
+        while position < entry.end:
+            size = min(CHUNK, entry.end - position)
+            piece = read_exactly(self._descriptor, position, size, entry.member.path)
+            position += len(piece)
+            yield piece
 
     def read(self, path: str) -> bytes:
         """A small member whole; raises Corrupt when it is missing or its digest differs."""
@@ -273,17 +254,17 @@ class VerifiedBundle:
         order = sorted(self.layout.entries, key=lambda e: -e.member.size)
         waiting = iter(order)
         found: list[Corrupt] = []
-        stop = threading.Event()
+        stop, lock = threading.Event(), threading.Lock()
 
         def work() -> None:
             buffer = bytearray(CHUNK)
             while not stop.is_set():
-                with self._lock:
+                with lock:
                     entry = next(waiting, None)
                 if entry is None:
                     return
                 try:
-                    self._judge(entry, self._hash(entry, buffer, progress, stop))
+                    _check_digest(entry, self._hash(entry, buffer, progress, stop))
                 except Corrupt as error:
                     found.append(error)
 
@@ -319,3 +300,13 @@ class VerifiedBundle:
             position += count
             progress(count)
         return hasher.hexdigest()
+
+
+def _check_digest(entry: Entry, found: str) -> None:
+    member = entry.member
+    if found != member.sha256:
+        raise Corrupt(
+            f"{member.path} ({member.size} bytes at byte {entry.offset}) has digest "
+            f"sha256:{found}, signed is sha256:{member.sha256}",
+            hint="the file was changed after signing or the medium is damaged: copy it again",
+        )

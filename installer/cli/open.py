@@ -28,20 +28,26 @@ key_option = click.option(
 )
 
 
-def key_trust(key_file: Path) -> KeyTrust:
-    """Read the public key that the person names; raises InvalidInput."""
+def read_key(key_file: Path) -> bytes:
+    """Read the public key (PEM) that the person names; raises InvalidInput.
+
+    Only once for a command: ``--key <(…)`` can't be read again.
+    """
     try:
         with key_file.open("rb") as stream:
-            pem = stream.read(MAX_KEY_BYTES)
+            return stream.read(MAX_KEY_BYTES)
     except OSError as error:
         raise InvalidInput(
             f"{key_file}: {error.strerror}", hint="--key takes the sender's release.pub"
         ) from error
-    return KeyTrust(PublicKey.parse(pem, str(key_file)), key_file.name)
 
 
-def open_verified(path: Path, key_file: Path) -> VerifiedBundle:
-    """Checks (1) to (5) of the archive module; raises a NotTrusted, Corrupt or InvalidInput."""
-    trust = key_trust(key_file)
+def open_verified(path: Path, key_file: Path, pem: bytes | None = None) -> VerifiedBundle:
+    """Checks (1) to (5) of the archive module; raises a NotTrusted, Corrupt or InvalidInput.
+
+    ``pem`` is what was read of the key file, if it was.
+    """
+    key = PublicKey.parse(read_key(key_file) if pem is None else pem, str(key_file))
+    trust = KeyTrust(key, key_file.name)
     with UnverifiedBundle(path) as unverified:
         return unverified.verify(trust, datetime.now(UTC))

@@ -1,21 +1,49 @@
-"""``installer render``: what would be applied, for review, with no cluster needed."""
+"""``installer render``: what would be applied, for review, with no cluster needed.
+
+What is printed may be mailed around. So the objects are read and written anew: what Secrets hold is
+blanked by their structure, whatever way the chart wrote them, and everything else is searched for
+the secrets of this site, since charts put passwords into ConfigMaps and URLs too.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
 from installer.cli.console import say
 from installer.cli.open import bundle_argument, key_option, open_verified
 from installer.cli.run import site_option, state_folder_of, state_option
+from installer.helm.client import redact
+from installer.helm.images import read_objects
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
-_SECRET = re.compile(r"^kind:\s*['\"]?Secret['\"]?\s*$", re.MULTILINE)
-_CONTENT = re.compile(r"^(data|stringData):.*?(?=^\S|\Z)", re.MULTILINE | re.DOTALL)
+_BLANK = "***"
+_LOGIN = re.compile(r"(?<=://)[^/?#\s]*:[^/?#\s]*(?=@)")
+_WIDTH = 2**31 - 1
+_BASE: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _Dumper(_BASE):  # type: ignore[misc]  # the C dumper is there or not only at run time
+    """Writes text of several lines as people do."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write everything out."""
+        del data
+        return True
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
 
 
 @click.command("render")
@@ -34,14 +62,13 @@ def command(
 ) -> None:
     """Print the objects that BUNDLE's Helm makes of site.yaml; touch nothing.
 
-    Every image in them is one of the bundle by digest, or this is refused with exit code 5. The
-    contents of Secrets are left out. The answer needs no cluster, so it can be reviewed before the
-    visit.
+    Every image in them is one of the bundle by digest, or this is refused with exit code 5; so is
+    every image of hooks that only an upgrade has. The contents of Secrets are left out. The answer
+    needs no cluster, so it can be reviewed before the visit.
     """
     from installer.deploy.context import looking  # noqa: PLC0415 (slow to import)
     from installer.deploy.preflight import ClusterInfo  # noqa: PLC0415
     from installer.deploy.release import HelmRelease  # noqa: PLC0415
-    from installer.helm.images import find_images  # noqa: PLC0415
     from installer.site.model import read_site  # noqa: PLC0415
     from installer.site.state import State  # noqa: PLC0415
 
@@ -52,21 +79,49 @@ def command(
         looking(verified, site, state, needed=("helm",)) as context,
     ):
         for release in site.releases:
-            objects = HelmRelease(context, ClusterInfo(kube_version, ()), release).rendered()
-            images = {str(found.reference) for found in find_images(objects)}
-            click.echo(without_secrets(objects))
+            found = HelmRelease(context, ClusterInfo(kube_version, ()), release).rendered()
+            objects = list(without_secrets(found.objects, found.secrets))
+            images = sorted({str(image.reference) for image in found.images})
+            click.echo("".join(objects), nl=False)
             say(
-                f"release {release.key}: {objects.count('# Source:')} objects; "
-                f"all {len(images)} images are in the bundle, by digest:"
+                f"release {release.key}: {len(objects)} objects; all {len(images)} images, also "
+                "those of an upgrade, are in the bundle, by digest:"
             )
-            for image in sorted(images):
+            for image in images:
                 say(f"  {image}")
 
 
-def without_secrets(objects: str) -> str:
-    """Leave out what Secrets hold; their names and keys' existence stay visible."""
-    documents = re.split(r"^---\s*$", objects, flags=re.MULTILINE)
-    return "---".join(
-        _CONTENT.sub(r"\1: {}  # left out\n", document) if _SECRET.search(document) else document
-        for document in documents
-    )
+def without_secrets(objects: str, secrets: Collection[str]) -> Iterator[str]:
+    """Each object as YAML, without what Secrets hold and without the texts in ``secrets``.
+
+    The keys of a Secret stay visible. Raises InvalidInput for what is not YAML.
+    """
+    for source, document in read_objects(objects):
+        # The texts first: how YAML will quote them is then of no importance.
+        shown = _redacted(_blanked(document), secrets)
+        text = yaml.dump(shown, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
+        yield f"---\n# Source: {source}\n{redact(text, secrets)}"
+
+
+def _blanked(document: Any, kind: str = "") -> Any:
+    if not isinstance(document, dict):
+        return document
+    kind = str(document.get("kind") or kind)
+    if kind.endswith("List") and isinstance(document.get("items"), list):
+        items = [_blanked(item, kind.removesuffix("List")) for item in document["items"]]
+        return {**document, "items": items}
+    if kind != "Secret":
+        return document
+    return {k: _keys(v) if k in ("data", "stringData") else v for k, v in document.items()}
+
+
+def _keys(content: Any) -> Any:
+    return dict.fromkeys(content, _BLANK) if isinstance(content, dict) else _BLANK
+
+
+def _redacted(value: Any, secrets: Collection[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _redacted(child, secrets) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_redacted(child, secrets) for child in value]
+    return _LOGIN.sub(_BLANK, redact(value, secrets)) if isinstance(value, str) else value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from installer.cli.console import output_option, print_json, progress, say
-from installer.cli.open import bundle_argument, key_option, open_verified
+from installer.cli.open import bundle_argument, key_option, open_verified, read_key
 
 if TYPE_CHECKING:
     from installer.bundle.archive import VerifiedBundle
@@ -71,9 +71,9 @@ def command(
 
     start = time.monotonic()
     site = read_site(site_file)
-    with open_verified(bundle, key_file) as verified:
+    key = read_key(key_file)
+    with open_verified(bundle, key_file, key) as verified:
         state = State(state_folder_of(site, state_folder))
-        key = key_file.read_bytes()
         request = Request(verified, site, state, key, own_command(), downgrade.strip(), progress)
         if output == "table":
             _introduce(verified, site)

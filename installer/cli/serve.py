@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
+import re
 import signal
 import ssl
-from contextlib import ExitStack, contextmanager
+import stat
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -15,11 +16,12 @@ import click
 
 from installer.cli.console import say, size_text
 from installer.cli.open import key_option, open_verified
-from installer.errors import InvalidInput, PreflightFailed
+from installer.errors import InvalidInput, PreflightFailed, TransferFailed
 from installer.oci.bundle_store import BundleStore
 from installer.serve import BundleServer, parse_listen
 from installer.serve.connection import access_log as access_logger
 from installer.serve.nodes import CERTS_D, hosts_toml, hosts_toml_path
+from installer.site.private import read_file, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _SHOWN = 5
+_READY = re.compile(rb"https?://[!-~]{1,300}\n\Z")
+_MAX_READY = 512
 
 
 @click.command("serve")
@@ -57,6 +61,8 @@ def command(
     """
     address = parse_listen(listen)
     tls = _tls(tls_cert, tls_key)
+    if ready_file is not None:
+        _refuse_foreign(ready_file)
     with ExitStack() as stack:
         stack.enter_context(_logged_to_terminal(access=access_log))
         opened = [stack.enter_context(open_verified(path, key_file)) for path in bundles]
@@ -74,8 +80,7 @@ def command(
         say(f"at {server.url}; all content is checked in the background: {server.url}/healthz")
         say(_node_configuration(server.url, store.hosts, ca=tls_cert))
         if ready_file is not None:
-            stack.callback(ready_file.unlink, missing_ok=True)
-            _write_whole(ready_file, f"{server.url}\n")
+            stack.enter_context(_ready(ready_file, server.url))
         number = ended.get()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -173,13 +178,44 @@ def _end_signals() -> Iterator[SimpleQueue[int]]:
             signal.signal(number, handler)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Make the file appear with all of its content at once."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+def _refuse_foreign(path: Path) -> None:
+    """Raise InvalidInput unless a ready file may be written here.
+
+    One that a killed server left behind is written over, so that starting again just works.
+    """
     try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+        status = path.lstat()
+        regular = stat.S_ISREG(status.st_mode)
+        if regular and status.st_size <= _MAX_READY and _READY.match(path.read_bytes()):
+            return
+    except FileNotFoundError:
+        if path.parent.is_dir():
+            return
+        raise InvalidInput(f"--ready-file {path}: there is no such folder") from None
     except OSError as error:
+        raise InvalidInput(f"--ready-file {path}: {error.strerror}") from error
+    what = "a file that `installer serve` did not write" if regular else "not a file"
+    raise InvalidInput(
+        f"--ready-file {path}: it exists, and is {what}",
+        hint="choose a path that is free: the file is deleted at the end",
+    )
+
+
+@contextmanager
+def _ready(path: Path, url: str) -> Iterator[None]:
+    """Have a file with the URL appear whole, and delete it at the end if it is still that one."""
+    _refuse_foreign(path)
+    content = f"{url}\n".encode()
+    try:
+        write_file(path, content, mode=0o644)
+    except TransferFailed as error:
         raise InvalidInput(
-            f"{path}: {error.strerror}", hint="choose another --ready-file"
+            f"--ready-file {error.message}", hint="choose another --ready-file"
         ) from error
+    try:
+        yield
+    finally:
+        # What can't be deleted is no reason to end with another error than the one on its way.
+        with suppress(OSError, InvalidInput):
+            if read_file(path) == content:
+                path.unlink()

@@ -7,24 +7,41 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from installer.deploy.images import accepted_ids
-from installer.deploy.kubectl import troubles
+from installer.deploy.kubectl import has_ended, troubles
 from installer.errors import AcceptanceFailed, DeploymentFailed
 from installer.harbor.health import ask, wait_until_healthy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
     from installer.bundle.archive import VerifiedBundle
     from installer.deploy.kubectl import Kubectl
+    from installer.deploy.release import HelmRelease
     from installer.site.model import Harbor, Release
 
 _PATIENCE = 300.0
 _PAUSE = 3.0
+_CONTAINERS = {
+    "initContainers": "initContainerStatuses",
+    "containers": "containerStatuses",
+    "ephemeralContainers": "ephemeralContainerStatuses",
+}
 
 
 class RunningImages:
-    """Every container in a release's namespace runs an image of the bundle, and is ready."""
+    """Every container in a namespace runs an image of the bundle, or ran one; all are ready."""
 
-    def __init__(self, release: Release, bundle: VerifiedBundle, kubectl: Kubectl) -> None:
-        self._namespace = release.release_namespace
+    def __init__(
+        self,
+        namespace: str,
+        bundle: VerifiedBundle,
+        kubectl: Kubectl,
+        releases: Sequence[HelmRelease],
+    ) -> None:
+        """``releases`` are those of the namespace: whether there must be pods is asked of them."""
+        self._namespace = namespace
+        self._releases = releases
         self._accepted = cache(lambda: accepted_ids(bundle))
         self._kubectl = kubectl
         self.name = f"images:{self._namespace}"
@@ -53,22 +70,28 @@ class RunningImages:
     def problems(self) -> list[str]:
         """What is not as it should be, one line each."""
         pods = self._kubectl.pods(self._namespace)
-        if not pods:
+        if not pods and any(release.has_workloads() for release in self._releases):
             return ["there is no pod"]
         accepted = self._accepted()
-        found = []
-        for pod in pods:
-            name, status = pod["metadata"]["name"], pod.get("status", {})
-            kinds = ("initContainerStatuses", "containerStatuses")
-            for part in (part for kind in kinds for part in status.get(kind, ())):
-                running = part.get("imageID", "").rpartition("sha256:")[2]
-                if running not in accepted:
-                    shown = part.get("imageID") or "nothing yet"
-                    found.append(f"{name}: container {part['name']} runs {shown}")
-            ready = {c["type"]: c["status"] for c in status.get("conditions", ())}.get("Ready")
-            if ready != "True":
-                found.append(f"{name}: not ready")
-        return found
+        return [problem for pod in pods for problem in _problems(pod, accepted)]
+
+
+def _problems(pod: dict[str, Any], accepted: frozenset[str]) -> Iterator[str]:
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    ended = has_ended(pod)
+    for kind, of in _CONTAINERS.items():
+        images = {part["name"]: part.get("imageID", "") for part in status.get(of, ())}
+        # What the node has said nothing about is asked for as well.
+        for container in {part["name"]: None for part in pod["spec"].get(kind, ())} | images:
+            image = images.get(container, "")
+            if ended and not image:
+                continue  # the pod ended before this one ran
+            if image.rpartition("sha256:")[2] not in accepted:
+                verb = "ran, in a pod that can be deleted," if ended else "runs"
+                yield f"{name}: container {container} {verb} {image or 'nothing yet'}"
+    ready = {c["type"]: c["status"] for c in status.get("conditions", ())}.get("Ready")
+    if ready != "True" and not ended:
+        yield f"{name}: not ready"
 
 
 class HarborIsHealthy:

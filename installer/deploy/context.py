@@ -6,6 +6,7 @@ a temporary folder and the state stays as it is, even if that means not at all.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,10 +91,42 @@ def looking(
     bundle: VerifiedBundle, site: Site, state: State, needed: tuple[str, ...] = NEEDED
 ) -> Iterator[Context]:
     """Context that changes nothing: the kept tools if they are good, else passing copies."""
-    with tempfile.TemporaryDirectory(prefix="harbor-airgap-") as name:
+    with tempfile.TemporaryDirectory(prefix="harbor-airgap-", dir=_passing_folder(state)) as name:
         folder = Path(name)
         toolbox = Toolbox(bundle, state.path("tools"), needed)
         if not toolbox.check():
             toolbox = Toolbox(bundle, folder / "tools", needed)
             toolbox.apply()
         yield Context(bundle, site, state, toolbox, folder)
+
+
+def check_state_folder(state: State) -> None:
+    """Refuse a state folder from which no tool could be executed; raises PreflightFailed."""
+    folder = _existing(state.folder)
+    if not _executes(folder):
+        raise PreflightFailed(
+            f"{state.folder}: on a file system that is mounted with noexec",
+            hint="helm and kubectl are executed from there: name another folder with --state",
+        )
+
+
+def _passing_folder(state: State) -> Path:
+    """Where passing copies of the tools can be executed: /tmp often forbids it."""
+    usual = Path(tempfile.gettempdir())
+    for folder in (usual, _existing(state.folder)):
+        if _executes(folder) and os.access(folder, os.W_OK):
+            return folder
+    raise PreflightFailed(
+        f"{usual}: on a file system that is mounted with noexec",
+        hint="helm and kubectl are executed from there: set TMPDIR to a folder where that is "
+        "allowed",
+    )
+
+
+def _executes(folder: Path) -> bool:
+    return not os.statvfs(folder).f_flag & os.ST_NOEXEC
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from installer.environment import closed_environment
 from installer.errors import DeploymentFailed
 from installer.site.private import read_file, write_file
 
@@ -50,7 +51,10 @@ def _fields(pid: int) -> list[str]:
 
 
 def start(command: Sequence[str], log: Path, pid_file: Path) -> Process:
-    """Start a command in a session of its own with its output in ``log``; remember it."""
+    """Start a command in a session of its own with its output in ``log``; remember it.
+
+    It sees nothing of the environment here, and its working directory keeps no disk busy.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(log, flags, 0o600), "ab") as output:
@@ -61,6 +65,8 @@ def start(command: Sequence[str], log: Path, pid_file: Path) -> Process:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 close_fds=True,
+                env=closed_environment(pid_file.parent),
+                cwd="/",
             )
     except OSError as error:
         raise DeploymentFailed(f"{command[0]}: can't be started: {error.strerror}") from error
@@ -108,13 +114,22 @@ def stop(pid_file: Path) -> None:
 
 
 def end_programs(binary: Path) -> None:
-    """End processes that run exactly this file: children of an installer that was killed."""
-    end = time.monotonic() + _GRACE * 2
+    """End processes that run exactly this file: children of an installer that was killed.
+
+    Raises DeploymentFailed for one that even SIGKILL does not end.
+    """
+    start = time.monotonic()
     while found := list(_programs(binary)):
-        number = signal.SIGTERM if time.monotonic() < end else signal.SIGKILL
+        waited = time.monotonic() - start
+        if waited > _GRACE * 3:
+            raise DeploymentFailed(
+                f"{binary.name}: process {found[0]} of an earlier run does not end",
+                hint="it waits for a device or a network file system: look at those, or restart "
+                "this machine",
+            )
         for pid in found:
             with suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(pid, signal.SIGTERM if waited < _GRACE * 2 else signal.SIGKILL)
         time.sleep(_PAUSE * 5)
 
 

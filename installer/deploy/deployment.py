@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from installer.deploy.check import HarborIsHealthy, RunningImages
-from installer.deploy.context import looking, working
+from installer.deploy.context import check_state_folder, looking, working
 from installer.deploy.nodes import TellNodes
-from installer.deploy.plan import execute, look, unmeasured
+from installer.deploy.plan import Report, execute, look, unmeasured
 from installer.deploy.preflight import examine
 from installer.deploy.push import PushBundle
 from installer.deploy.release import HelmRelease
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from installer.bundle.archive import VerifiedBundle
     from installer.deploy.context import Context
-    from installer.deploy.plan import Meter, Observer, Planned, Report, Step
+    from installer.deploy.plan import Meter, Observer, Planned, Step
     from installer.deploy.preflight import ClusterInfo
     from installer.site.model import Site
     from installer.site.state import State
@@ -105,7 +105,7 @@ def plan(request: Request) -> list[Planned]:
     """
     _check_history(request)
     with looking(request.bundle, request.site, request.state) as context:
-        cluster = _preflight(context)
+        cluster = _preflight(request, context)
         return look(_steps(request, context, cluster))
 
 
@@ -113,18 +113,22 @@ def run(request: Request, observer: Observer) -> Report:
     """Bring the site to what the bundle and site.yaml say; raises an AirgapError."""
     _check_history(request)
     with looking(request.bundle, request.site, request.state) as context:
-        cluster = _preflight(context)
+        cluster = _preflight(request, context)
     state, digest = request.state, str(request.bundle.digest)
     with state.held():
         _check_history(request)
         manifest = request.bundle.manifest
         steps = _steps(request, working(request.bundle, request.site, state), cluster)
+        verify, *others = steps
         what = f"{manifest.name} serial {manifest.serial} of channel {manifest.channel}"
         state.journal.append("run", bundle=digest, text=what)
+        report = Report()
+        execute([verify], state.journal, digest, observer, report)
+        # Not earlier: a damaged bundle must not lock the site out of the good one before it.
         if manifest.serial < state.serials.highest.get(manifest.channel, 0):
             state.journal.append("downgrade", bundle=digest, text=request.downgrade)
         state.record(manifest)
-        return execute(steps, state.journal, digest, observer)
+        return execute(others, state.journal, digest, observer, report)
 
 
 def _check_history(request: Request) -> None:
@@ -135,12 +139,14 @@ def _check_history(request: Request) -> None:
     )
 
 
-def _preflight(context: Context) -> ClusterInfo:
+def _preflight(request: Request, context: Context) -> ClusterInfo:
     site = context.site
     _check_files(site)
+    check_state_folder(context.state)
     cluster = examine(context.kubectl, context.bundle.manifest)
     for release in site.releases:
         HelmRelease(context, cluster, release).preflight()
+    _seed(request).preflight()
     return cluster
 
 
@@ -155,27 +161,45 @@ def _check_files(site: Site) -> None:
     for key, path in named.items():
         if path and not Path(path).is_file():
             raise InvalidInput(f"{key}: {path}: there is no such file", hint="see site.yaml")
+    certs = site.nodes.containerd_certs_dir
+    if certs is not None and not Path(certs).is_dir():
+        raise InvalidInput(
+            f"nodes.containerdCertsDir: {certs}: there is no such folder",
+            hint="it is what containerd has as `config_path`; leave it out if this machine is no "
+            "node",
+        )
+
+
+def _seed(request: Request) -> ServeBundle | PushBundle:
+    bundle, site = request.bundle, request.site
+    if site.seed.serve is not None:
+        how = {"command": request.command, "key": request.key}
+        return ServeBundle(site, site.seed.serve, request.state, bundle, **how)
+    if site.seed.push is not None:
+        return PushBundle(site.seed.push, bundle, request.meter)
+    raise InvalidInput("site.yaml: seed: neither serve nor push")
 
 
 def _steps(request: Request, context: Context, cluster: ClusterInfo) -> Sequence[Step]:
     bundle, site, state = request.bundle, request.site, request.state
-    seed: ServeBundle | PushBundle
-    if site.seed.serve is not None:
-        seed = ServeBundle(
-            site, site.seed.serve, state, bundle, command=request.command, key=request.key
-        )
-    elif site.seed.push is not None:
-        seed = PushBundle(site.seed.push, bundle, request.meter)
-    else:
-        raise InvalidInput("site.yaml: seed: neither serve nor push")
-    namespaces = {release.release_namespace: release for release in site.releases}
+    seed = _seed(request)
+    releases = [HelmRelease(context, cluster, release) for release in site.releases]
+    namespaces = {release.release_namespace: None for release in site.releases}
     return [
         VerifyContent(bundle, state, request.meter),
         context.toolbox,
         seed,
         TellNodes(site, state, seed.ca),
-        *(HelmRelease(context, cluster, release) for release in site.releases),
-        *(RunningImages(release, bundle, context.kubectl) for release in namespaces.values()),
+        *releases,
+        *(
+            RunningImages(
+                namespace,
+                bundle,
+                context.kubectl,
+                [r for r in releases if r.namespace == namespace],
+            )
+            for namespace in namespaces
+        ),
         *(
             HarborIsHealthy(release, release.harbor)
             for release in site.releases

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from installer.errors import DeploymentFailed
+from installer.environment import closed_environment
+from installer.errors import DeploymentFailed, PreflightFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,13 +24,17 @@ class Kubectl:
 
     def __init__(self, binary: Path, cluster: Cluster, cache: Path) -> None:
         """``cache`` is a folder for what it learns of the API: none appears in a home folder."""
+        self._environment = closed_environment(cache)
         self._command = [str(binary), f"--kubeconfig={cluster.kubeconfig}"]
         self._command.append(f"--cache-dir={cache}")
         if cluster.context:
             self._command.append(f"--context={cluster.context}")
 
     def run(self, *arguments: str, timeout: float = _TIMEOUT) -> str:
-        """Give what it prints; raises DeploymentFailed with its words. ``timeout`` in seconds."""
+        """Give what it prints; raises DeploymentFailed with its words. ``timeout`` in seconds.
+
+        Raises PreflightFailed when the binary can't be executed here.
+        """
         try:
             result = subprocess.run(
                 [*self._command, f"--request-timeout={int(timeout)}s", *arguments],
@@ -37,6 +42,7 @@ class Kubectl:
                 text=True,
                 check=False,
                 stdin=subprocess.DEVNULL,
+                env=self._environment,
                 timeout=timeout + 10,
             )
         except subprocess.TimeoutExpired:
@@ -44,7 +50,10 @@ class Kubectl:
                 f"kubectl {arguments[0]}: no answer from the cluster in {int(timeout)} s"
             ) from None
         except OSError as error:
-            raise DeploymentFailed(f"kubectl can't be executed: {error.strerror}") from error
+            raise PreflightFailed(
+                f"{self._command[0]}: can't be executed: {error.strerror}",
+                hint="is its file system mounted with noexec, or for another kind of machine?",
+            ) from error
         if result.returncode:
             words = " ".join(result.stderr.split())[-_WORDS:]
             raise DeploymentFailed(f"kubectl {arguments[0]}: {words}")
@@ -59,13 +68,17 @@ class Kubectl:
             raise DeploymentFailed(f"kubectl {arguments[0]}: not JSON: {error}") from error
 
     def pods(self, namespace: str) -> list[dict[str, Any]]:
-        """Pods of a namespace that are meant to run: neither ended nor being deleted."""
+        """Pods of a namespace that are not being deleted, also those that have ended."""
         return [
             pod
             for pod in self.get("get", "pods", f"--namespace={namespace}").get("items", [])
             if not pod["metadata"].get("deletionTimestamp")
-            and pod.get("status", {}).get("phase") in ("Pending", "Running", "Unknown")
         ]
+
+
+def has_ended(pod: dict[str, Any]) -> bool:
+    """Whether none of the pod's containers will run any more."""
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
 def troubles(kubectl: Kubectl, namespace: str) -> list[str]:
@@ -76,7 +89,7 @@ def troubles(kubectl: Kubectl, namespace: str) -> list[str]:
     found: list[str] = []
     try:
         for pod in kubectl.pods(namespace):
-            found += _pod_troubles(pod)
+            found += [] if has_ended(pod) else _pod_troubles(pod)
         events = kubectl.get(
             "get", "events", f"--namespace={namespace}", "--field-selector=type=Warning"
         ).get("items", [])

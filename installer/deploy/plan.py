@@ -91,12 +91,19 @@ def look(steps: Iterable[Step]) -> list[Planned]:
     return [Planned(step, step.check()) for step in steps]
 
 
-def execute(steps: Sequence[Step], journal: Journal, bundle: str, observer: Observer) -> Report:
+def execute(
+    steps: Sequence[Step],
+    journal: Journal,
+    bundle: str,
+    observer: Observer,
+    report: Report | None = None,
+) -> Report:
     """Apply in order what its check finds undone; ``bundle`` is the digest for the journal.
 
-    What a step raises goes on, after the journal has it; KeyboardInterrupt becomes Interrupted.
+    ``report`` is that of steps before, which is continued. What a step raises goes on, after the
+    journal has it; KeyboardInterrupt becomes Interrupted.
     """
-    report = Report()
+    report = Report() if report is None else report
     for step in steps:
         try:
             if step.check():

@@ -47,6 +47,10 @@ class PushBundle:
         """Certificates that the registry is checked with, None for the system's."""
         return read_file(Path(self._push.ca)) if self._push.ca else None
 
+    def preflight(self) -> None:
+        """Refuse a password file that can't be used; raises InvalidInput."""
+        self._login()
+
     def check(self) -> bool:
         """Whether the registry has every root, and its tag; False also when it can't be asked."""
         try:
@@ -91,13 +95,22 @@ class PushBundle:
         push = self._push
         scheme = "http" if push.plain_http else "https"
         entry = RegistryEntry((f"{scheme}://{self._host}",), push.ca)
-        login = None
-        if push.username:
-            password = read_file(Path(push.password_file))
-            if password is None:
-                raise InvalidInput(f"{push.password_file}: there is no such file")
-            login = Credentials(push.username, password.decode().rstrip("\r\n"))
         with RegistryStore(
-            self._host, RegistryHosts(RegistryConfig({self._host: entry})), login
+            self._host,
+            RegistryHosts(RegistryConfig({self._host: entry})),
+            self._login(),
+            environment=False,  # a proxy of this machine is not the way to the site's registry
         ) as registry:
             yield registry
+
+    def _login(self) -> Credentials | None:
+        file = self._push.password_file
+        if not self._push.username:
+            return None
+        password = read_file(Path(file))
+        if password is None:
+            raise InvalidInput(f"{file}: there is no such file")
+        try:
+            return Credentials(self._push.username, password.decode().rstrip("\r\n"))
+        except UnicodeDecodeError:
+            raise InvalidInput(f"{file}: not UTF-8 text") from None

@@ -9,9 +9,11 @@ rendered objects must be one of the bundle's at the seed registry.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus, unquote
 
 import msgspec
 
@@ -32,14 +34,19 @@ if TYPE_CHECKING:
     from installer.deploy.context import Context
     from installer.deploy.preflight import ClusterInfo
     from installer.helm.client import Helm
+    from installer.helm.images import FoundImage
     from installer.site.credentials import HarborSecrets
     from installer.site.model import Release
 
 _ISOLATED = {"trivy": {"skipUpdate": True, "skipJavaDBUpdate": True, "offlineScan": True}}
 """Without these Trivy's adapter asks the internet for databases at its first scan."""
 
-_SECRET = re.compile(r"password|secret|token|credential|key\Z", re.IGNORECASE)
+_SECRET = re.compile(r"passw|passphrase|pwd|secret|token|credential|key\Z", re.IGNORECASE)
+_NAMED = re.compile(r"\Aexisting|name\Z", re.IGNORECASE)
+"""Keys with the name of a Secret, which is none."""
+_IN_URL = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
 _SHORTEST_SECRET = 6
+_WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet")
 _PENDING = "pending-"
 _FILE = "releases.json"
 
@@ -50,6 +57,18 @@ class _Applied(msgspec.Struct, frozen=True):
     charts: dict[str, str] = {}
 
 
+@dataclass(frozen=True)
+class Rendering:
+    """What an installation would apply (YAML), and the images of that and of an upgrade.
+
+    An upgrade may have other hooks. ``secrets`` are texts in the objects that nobody shall see.
+    """
+
+    objects: str = field(repr=False)
+    images: tuple[FoundImage, ...]
+    secrets: tuple[str, ...] = field(repr=False)
+
+
 class HelmRelease:
     """Bring one release of the site to the bundle's chart and images."""
 
@@ -58,6 +77,7 @@ class HelmRelease:
         self._cluster = cluster
         self._release = release
         self._entry = find_chart(context.bundle.manifest, release)
+        self.namespace = release.release_namespace
         self.name = f"release:{release.key}"
         self.sentence = (
             f"Install or upgrade {release.key} to {self._entry.name} {self._entry.version}"
@@ -128,12 +148,17 @@ class HelmRelease:
             )
         self.rendered()
 
-    def rendered(self) -> str:
-        """The objects as YAML, with the site's secrets or, before its first run, passing ones.
+    def rendered(self) -> Rendering:
+        """Render with the site's secrets or, before its first run, passing ones.
 
         Raises InvalidInput for values, PreflightFailed for an image that the bundle lacks.
         """
-        return self._render(self._context.helm, self.values(self._kept() or self._passing))
+        secrets = self._kept() or self._passing
+        return self._render(self._context.helm, self.values(secrets), secrets)
+
+    def has_workloads(self) -> bool:
+        """Whether pods belong to it for as long as it is installed."""
+        return any(image.origin.kind in _WORKLOADS for image in self.rendered().images)
 
     def check(self) -> bool:
         """Whether it is deployed with this chart and these values."""
@@ -159,7 +184,7 @@ class HelmRelease:
         daemon.end_programs(helm.binary)
         secrets = self._kept() or self._make_secrets(helm)
         values = self.values(secrets)
-        self._render(helm, values)
+        self._render(helm, values, secrets)
         self._clear_pending()
         try:
             helm.upgrade_install(
@@ -199,20 +224,26 @@ class HelmRelease:
         credentials.keep(self._context.state, self._release.key, made)
         return made
 
-    def _render(self, helm: Helm, values: dict[str, Any]) -> str:
+    def _render(self, helm: Helm, values: dict[str, Any], made: HarborSecrets | None) -> Rendering:
         release = self._release
-        rendered = helm.template(
-            self._context.chart_file(self._entry),
-            release.release_name,
-            release.release_namespace,
-            values,
-            kube_version=self._cluster.version,
-            api_versions=self._cluster.api_versions,
-            profile=release.profile,
-            secrets=self._secret_texts(self._kept(), values),
+        secrets = self._secret_texts(made, values)
+        install, upgrade = (
+            helm.template(
+                self._context.chart_file(self._entry),
+                release.release_name,
+                release.release_namespace,
+                values,
+                kube_version=self._cluster.version,
+                api_versions=self._cluster.api_versions,
+                is_upgrade=is_upgrade,
+                profile=release.profile,
+                secrets=secrets,
+            )
+            for is_upgrade in (False, True)
         )
-        self._context.images.check(find_images(rendered), release.key)
-        return rendered
+        images = tuple(dict.fromkeys([*find_images(install), *find_images(upgrade)]))
+        self._context.images.check(images, release.key)
+        return Rendering(install, images, secrets)
 
     def _deployed(self) -> dict[str, Any] | None:
         for found in self._context.helm.releases(self._release.release_namespace):
@@ -243,19 +274,33 @@ class HelmRelease:
 
     @staticmethod
     def _secret_texts(secrets: HarborSecrets | None, values: dict[str, Any]) -> tuple[str, ...]:
-        """What Helm's words must not show: what was generated, and what values call a secret."""
-        return (*(secrets.texts() if secrets else ()), *_called_secret(values))
+        """What people must not be shown: what was generated, and what values call a secret."""
+        plain = (*(secrets.texts() if secrets else ()), *_called_secret(values))
+        # Charts put them into URLs as well.
+        forms = (form for text in plain for form in (text, quote(text, safe=""), quote_plus(text)))
+        return tuple(dict.fromkeys(forms))
 
 
 def _called_secret(values: Any, *, secret: bool = False) -> Iterator[str]:
+    """Texts under a key that speaks of a secret, and logins in URLs wherever they are."""
     if isinstance(values, dict):
         for key, value in values.items():
-            yield from _called_secret(value, secret=bool(_SECRET.search(key)))
+            # The value of an environment variable is called as the variable is.
+            called = str(values.get("name", "")) if key == "value" else key
+            is_secret = bool(_SECRET.search(called)) and not _NAMED.search(called)
+            yield from _called_secret(value, secret=is_secret)
     elif isinstance(values, list):
         for value in values:
             yield from _called_secret(value, secret=secret)
-    elif secret and isinstance(values, str) and len(values) >= _SHORTEST_SECRET:
-        yield values
+    elif isinstance(values, str | int | float) and not isinstance(values, bool):
+        text = str(values)
+        if secret and len(text) >= _SHORTEST_SECRET:
+            yield text
+        for login in _IN_URL.findall(text):
+            yield f"//{login}@"
+            password = unquote(login.partition(":")[2])
+            if len(password) >= _SHORTEST_SECRET:
+                yield password
 
 
 def _without_nulls(value: Any) -> Any:

@@ -6,6 +6,7 @@ Harbor is down could not be pulled. So the seed registry stays, also after the i
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import msgspec
 import requests
 
 from installer.deploy import daemon, systemd
-from installer.errors import DeploymentFailed
+from installer.errors import DeploymentFailed, PreflightFailed
 from installer.site.authority import ensure_certificates, leaf_is_good, utc_now
 from installer.site.model import split_address
 from installer.site.private import read_file, write_file
@@ -74,6 +75,29 @@ class ServeBundle:
         """Certificate of the authority that signed the server's, None without TLS."""
         return read_file(self._folder / "ca.crt") if self._serve.tls else None
 
+    def preflight(self) -> None:
+        """Refuse what can't be served, before anything is changed.
+
+        Raises PreflightFailed for an address that another program listens on, InvalidInput for a
+        path of the bundle that no systemd unit can hold.
+        """
+        if self._unit:
+            systemd.unit_text(self._site.name, self._arguments())
+        if self._listens_here():
+            return
+        host, port = split_address(self._serve.listen)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        except OSError as error:
+            raise PreflightFailed(
+                f"seed.serve.listen: {self._serve.listen}: {error.strerror}",
+                hint="name a free port and an address of this machine (0.0.0.0 is all of them); "
+                "`ss -ltnp` shows who listens",
+            ) from error
+
     def check(self) -> bool:
         """Whether it is served, by a process of ours, and with a certificate that lasts."""
         host = split_address(self._serve.address)[0]
@@ -91,10 +115,10 @@ class ServeBundle:
             host = split_address(self._serve.address)[0]
             ensure_certificates(folder, self._site.name, host, utc_now())
         log = folder / "serve.log"
+        daemon.stop(self._pid_file)
         if self._unit:
             systemd.install(self._unit, systemd.unit_text(self._site.name, self._arguments()))
         else:
-            daemon.stop(self._pid_file)
             daemon.start(self._arguments(), log, self._pid_file)
         end = time.monotonic() + _PATIENCE
         while self._served() != str(self._bundle.digest):
@@ -130,6 +154,14 @@ class ServeBundle:
             return systemd.is_active(self._unit, self._arguments())
         process = daemon.running(self._pid_file)
         return process is not None and list(process.command) == self._arguments()
+
+    def _listens_here(self) -> bool:
+        """Whether a seed of this site has the address, with this bundle or an earlier one."""
+        listen = f"--listen={self._serve.listen}"
+        process = daemon.running(self._pid_file)
+        if process is not None and listen in process.command:
+            return True
+        return bool(self._unit) and systemd.is_active_with(self._unit, listen)
 
     def _served(self) -> str:
         """Digest of the one bundle that is served at the address as nodes see it, or nothing."""

@@ -6,11 +6,12 @@ It starts again with the machine, which a process in the background does not.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from installer.errors import DeploymentFailed
+from installer.errors import DeploymentFailed, InvalidInput
 from installer.site.private import read_file, write_file
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ _UNITS = Path("/etc/systemd/system")
 _SYSTEMCTL = "systemctl"
 _TIMEOUT = 60
 _READABLE = 0o644
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Controls would end the line and begin another setting; the last are bytes that are no UTF-8."""
 
 
 def is_there() -> bool:
@@ -33,7 +36,10 @@ def unit_name(site: str) -> str:
 
 
 def unit_text(site: str, command: Sequence[str]) -> str:
-    """The unit file (systemd.service(5), systemd.exec(5))."""
+    """The unit file (systemd.service(5), systemd.exec(5)).
+
+    Raises InvalidInput for a command that no line of it can hold.
+    """
     return f"""\
 [Unit]
 Description=Seed registry of site {site}
@@ -72,8 +78,16 @@ def install(name: str, text: str) -> None:
 
 def is_active(name: str, command: Sequence[str]) -> bool:
     """Whether the service runs, with this command."""
+    return _is_active(name, f"\nExecStart={' '.join(map(_quoted, command))}\n")
+
+
+def is_active_with(name: str, argument: str) -> bool:
+    """Whether the service runs, with this argument among others."""
+    return _is_active(name, f" {_quoted(argument)}")
+
+
+def _is_active(name: str, wanted: str) -> bool:
     text = read_file(_UNITS / name) or b""
-    wanted = f"\nExecStart={' '.join(map(_quoted, command))}\n"
     return wanted.encode() in text and _systemctl("is-active", "--quiet", name).returncode == 0
 
 
@@ -92,5 +106,10 @@ def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _quoted(word: str) -> str:
     """Write one argument so that systemd takes it as it is (systemd.service(5), quoting)."""
+    if _UNWRITABLE.search(word):
+        raise InvalidInput(
+            f"a systemd unit can't hold the argument {word[:200]!r}",
+            hint="rename the file: no line breaks or control characters, and UTF-8",
+        )
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"'

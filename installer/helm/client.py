@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from installer.environment import closed_environment
 from installer.errors import AirgapError, DeploymentFailed, InvalidInput
 from installer.helm.values import merge
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     Values = Mapping[str, Any] | Sequence[Mapping[str, Any]]
     """Chart values, or several layers of them, the last one on top."""
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OLDEST = (3, 18)
 _QUICK = 120.0
 """Seconds for what doesn't wait for the cluster's work."""
@@ -199,10 +199,7 @@ class Helm:
 
     def _environment(self) -> dict[str, str]:
         home = str(self.home)
-        return {
-            "HOME": home,
-            "PATH": _PATH,
-            "LC_ALL": "C.UTF-8",
+        return closed_environment(self.home) | {
             "HELM_CACHE_HOME": f"{home}/cache",
             "HELM_CONFIG_HOME": f"{home}/config",
             "HELM_DATA_HOME": f"{home}/data",

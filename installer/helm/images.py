@@ -79,16 +79,28 @@ def find_images(rendered: str) -> list[FoundImage]:
     Raises InvalidInput for an ``image`` field that is no reference, and for output that is not
     YAML; both name the object or the template.
     """
-    found: list[FoundImage] = []
+    return [
+        image
+        for _, document in read_objects(rendered, definitions=False)
+        for image in _in_document(document)
+    ]
+
+
+def read_objects(rendered: str, *, definitions: bool = True) -> Iterator[tuple[str, Any]]:
+    """Read what ``helm template`` printed: each document with the template that it is from.
+
+    ``definitions`` are large and name no image, so that they can be left out. Raises InvalidInput
+    for output that is not YAML; it names the template and the line.
+    """
     source, line = "rendered chart", 1
     for part in _SEPARATOR.split(rendered):
         if match := _SOURCE.search(part):
             source = match[1]
-        if not _DEFINITION.search(part):
+        if definitions or not _DEFINITION.search(part):
             for document in _documents(part, source, line):
-                found.extend(_in_document(document))
+                if document is not None:
+                    yield source, document
         line += part.count("\n")
-    return found
 
 
 def _documents(text: str, name: str, first_line: int = 1) -> Iterator[Any]:

@@ -201,8 +201,17 @@ class BundleStore:
         """Whether one of the bundles has the content; nothing is read."""
         return repository in self._repositories and self.place(descriptor.digest) is not None
 
-    def fetch(self, repository: str, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
-        """Chunks of the content from byte ``start`` on, checked; raises NotFound or Corrupt."""
+    def fetch(self, repository: str, descriptor: Descriptor) -> Iterator[bytes]:
+        """Chunks of the content, checked; raises NotFound or Corrupt."""
+        bundle, entry = self._placed(repository, descriptor)
+        return bundle.chunks(entry)
+
+    def stream(self, repository: str, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
+        """Chunks from byte ``start`` on, for a caller that checks; raises NotFound or Corrupt."""
+        bundle, entry = self._placed(repository, descriptor)
+        return bundle.stream(entry, start)
+
+    def _placed(self, repository: str, descriptor: Descriptor) -> tuple[VerifiedBundle, Entry]:
         self._known(repository)
         place = self.place(descriptor.digest)
         if place is None:
@@ -215,7 +224,7 @@ class BundleStore:
                 f"{bundle.path}: {descriptor.digest} has {entry.member.size} bytes, "
                 f"what points to it says {descriptor.size}"
             )
-        return bundle.chunks(entry, start)
+        return place
 
     def _known(self, repository: str) -> _Repository:
         try:

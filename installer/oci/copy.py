@@ -265,7 +265,7 @@ class _Copy:
 
     def open(self, repository: str, descriptor: Descriptor) -> Iterator[bytes]:
         """Chunks from the source, until another transfer fails."""
-        for chunk in self._source.fetch(repository, descriptor):
+        for chunk in self._source.stream(repository, descriptor):  # push checks
             if self._stopped.is_set():
                 raise Interrupted("stopped because another transfer failed")
             yield chunk

@@ -163,7 +163,8 @@ class Client:
     """Requests to one endpoint of the registry ``host``; safe to share between threads.
 
     ``credentials`` are sent to this endpoint and to the token service that it names, and nowhere
-    else. Raises InvalidInput when the CA file is missing.
+    else. ``environment`` says whether its proxies and CA certificates count. Raises InvalidInput
+    when the CA file is missing.
     """
 
     def __init__(
@@ -172,6 +173,8 @@ class Client:
         endpoint: Endpoint,
         credentials: Credentials | None = None,
         patience: Patience | None = None,
+        *,
+        environment: bool = True,
     ) -> None:
         from requests.adapters import HTTPAdapter  # noqa: PLC0415  # 83 ms: only for the network
 
@@ -183,6 +186,7 @@ class Client:
         self.endpoint = endpoint
         self.patience = patience or Patience()
         self._host = host
+        self._environment = environment
         self._origin = _origin(endpoint.api)
         self._authority = Authority(credentials, self._token)
         self._settings: dict[str, dict[str, Any]] = {}
@@ -286,6 +290,7 @@ class Client:
             import requests  # noqa: PLC0415  # loaded by __init__
 
             with requests.Session() as session:
+                session.trust_env = self._environment
                 found = session.merge_environment_settings(url, {}, None, None, None)
             ca = self.endpoint.ca
             verify = str(ca) if ca else found["verify"]

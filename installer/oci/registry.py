@@ -57,7 +57,8 @@ class RegistryStore:
     """The registry ``host`` as a WritableStore; threads may share it, ``close`` ends it.
 
     ``hosts`` says where the host is reached. ``credentials`` is one login for its first endpoint,
-    or a function that finds the login for the host that an endpoint names.
+    or a function that finds the login for the host that an endpoint names. ``environment`` says
+    whether proxies and CA certificates that it names are used.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class RegistryStore:
         credentials: Credentials | Callable[[str], Credentials | None] | None = None,
         *,
         patience: Patience | None = None,
+        environment: bool = True,
     ) -> None:
         self.host = host
         endpoints = (hosts or RegistryHosts()).endpoints(host)
@@ -78,7 +80,10 @@ class RegistryStore:
             return credentials(at) if credentials else None
 
         self._patience = patience or Patience()
-        self._clients = [Client(host, e, login(e.host), self._patience) for e in endpoints]
+        self._clients = [
+            Client(host, e, login(e.host), self._patience, environment=environment)
+            for e in endpoints
+        ]
         self._down: dict[Client, float] = {}
         self._manifests: dict[tuple[str, Digest], bytes] = {}
         self._lock = threading.Lock()
@@ -128,18 +133,18 @@ class RegistryStore:
         except NotFound:
             return False
 
-    def fetch(self, repository: str, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
-        """Stream the content from byte ``start`` on, in chunks of about 1 MiB; see ReadableStore.
+    def fetch(self, repository: str, descriptor: Descriptor) -> Iterator[bytes]:
+        """Stream the content in chunks of about 1 MiB; see ReadableStore.
 
         A connection that breaks off is taken up again where it stopped. Raises NotFound,
         TransferFailed, Corrupt.
         """
-        chunks = self.stream(repository, descriptor, start)
+        chunks = self.stream(repository, descriptor)
         what = self._what(repository, str(descriptor.digest))
-        return chunks if start else verified(chunks, descriptor.digest, descriptor.size, what)
+        return verified(chunks, descriptor.digest, descriptor.size, what)
 
     def stream(self, repository: str, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
-        """As ``fetch``, but the digest is for the caller to check, who hashes the bytes anyway."""
+        """As ``fetch``, but from byte ``start`` on and unchecked; see ReadableStore."""
         what = self._what(repository, str(descriptor.digest))
         if not 0 <= start <= descriptor.size:
             raise Corrupt(f"{what}: asked from byte {start}, but it has {descriptor.size} bytes")

@@ -2,7 +2,8 @@
 
 As in oras-go, everything is a descriptor and a store is ``resolve``, ``fetch``, ``exists`` and
 ``push``; moving things is one ``copy``. Reading verifies: bytes that differ from their digest
-raise Corrupt from every store, held by one contract suite (tests/contract).
+raise Corrupt from every store, held by one contract suite (tests/contract). What goes from one
+store into another is hashed once, by the one that takes it.
 """
 
 from __future__ import annotations
@@ -26,11 +27,17 @@ class ReadableStore(Protocol):
         """Whether the store has the content, without moving it."""
         ...
 
-    def fetch(self, repository: str, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
-        """Chunks of the content from byte ``start`` on.
+    def fetch(self, repository: str, descriptor: Descriptor) -> Iterator[bytes]:
+        """Chunks of the content, hashed on the way: Corrupt at the end when the digest differs.
 
-        From the beginning the digest is checked while streaming (Corrupt at the end when it
-        differs). A later start is for resuming: the caller hashes all of it. Raises NotFound.
+        Raises NotFound.
+        """
+        ...
+
+    def stream(self, repository: str, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
+        """Chunks from byte ``start`` on, unchecked: for callers that hash the whole themselves.
+
+        Resuming needs that, and ``push``, which checks what it is given. Raises NotFound.
         """
         ...
 

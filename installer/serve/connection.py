@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import socket
 import ssl
@@ -21,6 +22,8 @@ from installer.errors import AirgapError
 from installer.serve.registry import Answer, ReadOnlyRegistry, error_answer, failure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from installer.serve.registry import Span
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ MAX_HEAD = 32 * 1024
 _TLS_PIECE = 256 * 1024
 _TLS_HANDSHAKE = 0x16
 _DRAIN_SECONDS = 2.0
+_FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r?\n\Z")
+"""A header line of RFC 9112, without the folding that it declares obsolete."""
 
 
 class _HeadTooLarge(Exception):
@@ -54,10 +59,13 @@ class _HeadReader:
         self._left = MAX_HEAD
         self._deadline = 0.0
         self.closed = False
+        self.lines: list[bytes] = []
+        """The lines of this head so far, as they came."""
 
     def begin(self) -> bytes:
         """Wait for the next request and give its first byte; empty when the client is gone."""
         self._left = MAX_HEAD
+        self.lines.clear()
         if not self._buffer:
             self._deadline = time.monotonic() + IDLE_SECONDS
             self._fill()
@@ -79,6 +87,7 @@ class _HeadReader:
         self._left -= size
         if self._left < 0:
             raise _HeadTooLarge
+        self.lines.append(line)
         return line
 
     def _fill(self) -> bool:
@@ -100,15 +109,25 @@ class _HeadReader:
 
 
 class Connection(BaseHTTPRequestHandler):
-    """Serves one connection to its end."""
+    """Serves one connection to its end.
+
+    ``note_idle`` is called with ``idle=True`` when a request is waited for, and with
+    ``idle=False`` when its head is there.
+    """
 
     protocol_version = "HTTP/1.1"
     wbufsize = 64 * 1024  # head and a small body leave in one piece
     disable_nagle_algorithm = True
     connection: socket.socket
 
-    def __init__(self, registry: ReadOnlyRegistry, *socket_client_server: Any) -> None:
+    def __init__(
+        self,
+        registry: ReadOnlyRegistry,
+        note_idle: Callable[..., None],
+        *socket_client_server: Any,
+    ) -> None:
         self.registry = registry
+        self._note_idle = note_idle
         super().__init__(*socket_client_server)
 
     def setup(self) -> None:
@@ -123,19 +142,7 @@ class Connection(BaseHTTPRequestHandler):
     def handle(self) -> None:
         """Answer requests until either side has enough."""
         try:
-            self.close_connection = False
-            while not self.close_connection:
-                self.close_connection = True
-                first = self._head.begin()
-                if not first:
-                    return
-                if self._plain and first[0] == _TLS_HANDSHAKE:
-                    # docker and containerd try TLS first and fall back on this answer.
-                    self.wfile.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
-                    return
-                self._one_request()
-        except _HeadTooLarge:
-            self._send(error_answer(431, "TOO_LARGE", "the request's head is too long"), last=True)
+            self._requests()
         except (TimeoutError, ConnectionError, ssl.SSLError) as error:
             log.debug("%s: %s", self.client_address[0], error)
         except OSError as error:  # the disk, since all that a connection raises is above
@@ -146,17 +153,36 @@ class Connection(BaseHTTPRequestHandler):
         with suppress(OSError):  # what is still buffered goes to a client that is gone
             super().finish()
 
+    def _requests(self) -> None:
+        self.close_connection = False
+        try:
+            while not self.close_connection:
+                self.close_connection = True
+                self._note_idle(idle=True)
+                first = self._head.begin()
+                if not first:
+                    return
+                if self._plain and first[0] == _TLS_HANDSHAKE:
+                    # docker and containerd try TLS first and fall back on this answer.
+                    self.wfile.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+                    return
+                self._one_request()
+        except _HeadTooLarge:
+            self._send(error_answer(431, "TOO_LARGE", "the request's head is too long"), last=True)
+
     def _one_request(self) -> None:
         self.raw_requestline = self._head.readline(MAX_HEAD + 1)
         if not self.parse_request():  # which has sent the error
             return
-        if self.request_version == "HTTP/0.9":
+        if self.request_version == "HTTP/0.9" or not self._is_clear():
             self.send_error(400)
             return
+        self._note_idle(idle=False)
         started = time.monotonic()
-        # A body is never read, so what follows on this connection can't be told from it.
         headers = {name.lower(): value for name, value in self.headers.items()}
-        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        # A body is never read, so what follows on this connection can't be told from it.
+        length = headers.get("content-length", "")
+        has_body = length.strip("0 \t") != "" or "transfer-encoding" in headers
         try:
             answer = self.registry.answer(self.command, self.path, headers)
         except AirgapError as error:
@@ -172,6 +198,20 @@ class Connection(BaseHTTPRequestHandler):
                 answer.size,
                 time.monotonic() - started,
             )
+
+    def _is_clear(self) -> bool:
+        """Whether nobody can read this head otherwise: where it ends, and whether a body follows.
+
+        The standard library's parser is one for mail: it passes over what it does not understand,
+        or takes it for the body, and so a proxy could see a body where this server sees none.
+        """
+        fields = [line for line in self._head.lines[1:] if line not in (b"\r\n", b"\n", b"")]
+        lengths = [value.strip(" \t") for value in self.headers.get_all("content-length", [])]
+        return (
+            all(_FIELD.match(line) for line in fields)
+            and len(lengths) <= 1
+            and all(length.isascii() and length.isdigit() for length in lengths)
+        )
 
     def _send(self, answer: Answer, *, last: bool = False) -> None:
         self.connection.settimeout(STALL_SECONDS)

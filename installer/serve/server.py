@@ -12,6 +12,7 @@ import socket
 import socketserver
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from traceback import format_exc
 from typing import TYPE_CHECKING, Any, Self
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 512
+"""At once; above that the one that has been idle longest makes room."""
 _STOP_SECONDS = 10.0
 
 
@@ -60,30 +62,37 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self, address: tuple[str, int], registry: ReadOnlyRegistry, tls: ssl.SSLContext | None
     ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._connection = partial(Connection, registry)
+        self._connection = partial(Connection, registry, self._note_idle)
         self._tls = tls
         self._lock = threading.Lock()
         self._open: dict[threading.Thread, socket.socket] = {}
+        # In order of how long, the longest first. Nothing is lost when one of them is closed:
+        # clients know that a server may do so between requests, and connect again.
+        self._idle: dict[threading.Thread, None] = {}
         super().__init__(address, self._connection)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for a connection, or turn it away when there are too many."""
+        """Start a thread for a connection; when there are too many, an idle one has to go.
+
+        Not a limit for each address: a node that pulls many images leaves dozens of idle
+        connections behind by itself, and many nodes may come through one address.
+        """
         thread = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=True
         )
         with self._lock:
-            full = len(self._open) >= MAX_CONNECTIONS
+            full = len(self._open) >= MAX_CONNECTIONS and not self._drop_idle()
             if not full:
                 self._open[thread] = request
+                self._idle[thread] = None
         if full:
-            log.warning("%d connections are open, another was refused", MAX_CONNECTIONS)
+            log.warning("%d connections are busy, another was refused", MAX_CONNECTIONS)
             self.shutdown_request(request)
             return
         try:
             thread.start()
         except RuntimeError:  # no more threads
-            with self._lock:
-                del self._open[thread]
+            self._forget(thread)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -91,8 +100,28 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            with self._lock:
-                self._open.pop(threading.current_thread(), None)
+            self._forget(threading.current_thread())
+
+    def _forget(self, thread: threading.Thread) -> None:
+        with self._lock:
+            self._open.pop(thread, None)
+            self._idle.pop(thread, None)
+
+    def _note_idle(self, *, idle: bool) -> None:
+        thread = threading.current_thread()
+        with self._lock:
+            self._idle.pop(thread, None)
+            if idle:
+                self._idle[thread] = None
+
+    def _drop_idle(self) -> bool:
+        """End the connection that has been idle longest, if there is one; under the lock."""
+        thread = next(iter(self._idle), None)
+        if thread is None:
+            return False
+        del self._idle[thread]
+        _cut(self._open[thread])
+        return True
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Do the TLS handshake, if any, in the connection's own thread."""
@@ -101,14 +130,23 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
             return
         request.settimeout(HEAD_SECONDS)
         try:
-            secured = self._tls.wrap_socket(request, server_side=True)
+            secured = self._secured(self._tls, request)
         except (OSError, ValueError) as error:
             log.debug("%s: TLS handshake: %s", client_address[0], error)
             return
         with secured:
-            with self._lock:
-                self._open[threading.current_thread()] = secured
             self._connection(secured, client_address, self)
+
+    def _secured(self, tls: ssl.SSLContext, request: socket.socket) -> ssl.SSLSocket:
+        secured = tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        with self._lock:  # before the handshake, so that it can be cut short as well
+            self._open[threading.current_thread()] = secured
+        try:
+            secured.do_handshake()
+        except BaseException:
+            secured.close()
+            raise
+        return secured
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a defect; the connection is closed, all others go on."""
@@ -120,13 +158,17 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         with self._lock:
             connections = dict(self._open)
         for connection in connections.values():
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
+            _cut(connection)
         deadline = time.monotonic() + _STOP_SECONDS
         for thread in connections:
             thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _cut(connection: socket.socket) -> None:
+    """End a connection that another thread uses, which sees it as closed by the client."""
+    with suppress(OSError):
+        # Not SSLSocket's own shutdown: that takes the TLS state away under the other thread.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class BundleServer:

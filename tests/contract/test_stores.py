@@ -112,13 +112,13 @@ def test_fetching_what_is_not_there(opened: Opened, media_type: str) -> None:
 def test_start_in_the_middle(opened: Opened) -> None:
     data = BIG.content.data
     for start in (1, 1 << 20, 1_234_567, len(data) - 1):
-        rest = b"".join(opened.store.fetch("team/app", describe(BIG.content), start))
+        rest = b"".join(opened.store.stream("team/app", describe(BIG.content), start))
         assert hashlib.sha256(rest).digest() == hashlib.sha256(data[start:]).digest()
 
 
 def test_start_at_the_end_gives_nothing(opened: Opened) -> None:
     size = len(BIG.content.data)
-    assert b"".join(opened.store.fetch("team/app", describe(BIG.content), size)) == b""
+    assert b"".join(opened.store.stream("team/app", describe(BIG.content), size)) == b""
 
 
 def test_a_wrong_size_is_corrupt(opened: Opened) -> None:

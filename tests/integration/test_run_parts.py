@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import signal
@@ -13,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+import yaml
 
+from installer.cli.render import without_secrets
 from installer.deploy import daemon
+from installer.deploy.check import RunningImages
 from installer.deploy.context import Context
 from installer.deploy.preflight import ClusterInfo
 from installer.deploy.push import PushBundle
@@ -27,6 +31,7 @@ from installer.site import credentials
 from installer.site.model import Cluster, Harbor, Push, Release, Seed, Serve, Site
 from installer.site.state import State
 from tests.bundles import make_bundle, open_bundle
+from tests.integration.test_run_process import ApiServer
 from tests.upstream.charts import chart_artefact
 from tests.upstream.images import Content, Image, artefact, image, layer
 
@@ -126,11 +131,13 @@ def test_every_image_is_rendered_from_the_seed_and_nothing_is_random(
     step = release_of(context)
     secrets = step._make_secrets(context.helm)
     values = step.values(secrets)
-    first = step._render(context.helm, values)
-    found = find_images(first)
+    rendering = step._render(context.helm, values, secrets)
+    first, found = rendering.objects, find_images(rendering.objects)
     assert len({image.text for image in found}) == 9  # all but the exporter
+    assert {image.text for image in rendering.images} == {image.text for image in found}
     assert all(re.match(r"10\.0\.0\.5:5000/goharbor/\S+@sha256:", image.text) for image in found)
-    assert step._render(context.helm, values) == first
+    assert step._render(context.helm, values, secrets) == rendering
+    assert step.has_workloads()
     for published in ("not-a-secure-key", "Harbor12345", "changeit", "harbor_registry_password"):
         assert published not in first
     assert "SCANNER_TRIVY_OFFLINE_SCAN" in first
@@ -153,10 +160,9 @@ def test_the_htpasswd_line_is_bcrypt_and_made_once(
 def test_an_image_that_the_bundle_lacks_is_named_with_its_object(
     make_context: Callable[..., Context], helm: Path
 ) -> None:
-    context = make_context("1.18.4", helm, leave_out="nginx-photon")
-    step = release_of(context)
+    step = release_of(make_context("1.18.4", helm, leave_out="nginx-photon"))
     with pytest.raises(PreflightFailed) as caught:
-        step._render(context.helm, step.values(credentials.generate()))
+        step.rendered()
     assert "goharbor/nginx-photon:v2.14.4" in caught.value.message
     assert re.search(r"Deployment/harbor-nginx \S*image", caught.value.message)
 
@@ -165,9 +171,9 @@ def test_an_image_that_a_person_adds_must_be_in_the_bundle_as_well(
     make_context: Callable[..., Context], helm: Path
 ) -> None:
     extra = {"core": {"initContainers": [{"name": "x", "image": "busybox:1.36"}]}}
-    step = release_of(context := make_context("1.19.1", helm, values=VALUES | extra))
+    step = release_of(make_context("1.19.1", helm, values=VALUES | extra))
     with pytest.raises(PreflightFailed, match=r"busybox:1\.36"):
-        step._render(context.helm, step.values(credentials.generate()))
+        step.rendered()
 
 
 @pytest.mark.parametrize(
@@ -204,8 +210,44 @@ def test_helms_words_about_values_show_no_secret(
     values = step.values(credentials.generate())
     values["expose"] = {"type": {"wrong": secret}}
     with pytest.raises(InvalidInput) as caught:
-        step._render(context.helm, values)
+        step._render(context.helm, values, None)
     assert secret not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize("version", HARBOR)
+def test_what_is_printed_of_a_real_harbor_has_no_secret(
+    make_context: Callable[..., Context], helm: Path, version: str
+) -> None:
+    word, login = "Geheim p@ss/1", "Proxy-Wort-1"
+    values = VALUES | {
+        "redis": {"type": "external", "external": {"addr": "redis:6379", "password": word}},
+        "proxy": {"httpProxy": f"http://ops:{login}@proxy:3128"},
+        "core": {"extraEnvVars": [{"name": "SOME_TOKEN", "value": "Geheim-3"}]},
+    }
+    step = release_of(make_context(version, helm, values=values))
+    found = step.rendered()
+    clear = re.sub(r"(?ms)^kind: Secret$.*?^---$", "", found.objects)
+    for secret in ("Geheim+p%40ss%2F1", login, "Geheim-3"):
+        assert secret in clear  # the chart puts it elsewhere as well
+    shown = "".join(without_secrets(found.objects, found.secrets))
+    hidden = [word, login, "Geheim-3", "Geheim", *step._passing.texts()]
+    assert not [secret for secret in hidden if secret and secret in shown]
+    assert not [s for s in hidden if s and base64.b64encode(s.encode()).decode() in shown]
+    names = [document["metadata"]["name"] for document in yaml.safe_load_all(shown)]
+    assert len(names) == found.objects.count("# Source:")
+
+
+def test_a_namespace_whose_pods_are_gone_is_not_as_it_should_be(
+    make_context: Callable[..., Context], helm: Path, tmp_path: Path
+) -> None:
+    context = make_context("1.19.1", helm)
+    server = ApiServer()
+    server.pods = []
+    with server:
+        (tmp_path / "none.conf").write_text(server.kubeconfig())
+        releases = [release_of(context)]
+        step = RunningImages("app", context.bundle, context.kubectl, releases)
+        assert step.problems() == ["there is no pod"]
 
 
 # The seed, served
@@ -277,6 +319,21 @@ def test_another_bundle_takes_its_place(seed: Callable[..., ServeBundle]) -> Non
     assert pid_of(second) != pid
     assert second.ca() == ca
     assert not first.check()
+
+
+def test_a_port_is_free_for_the_seed_of_this_site_only(seed: Callable[..., ServeBundle]) -> None:
+    step = seed(1)
+    step.preflight()
+    step.apply()
+    step.preflight()
+    seed(2).preflight()
+    daemon.stop(step._pid_file)
+    host, port = step._serve.listen.split(":")
+    with (
+        socket.create_server((host, int(port))),
+        pytest.raises(PreflightFailed, match="already in use"),
+    ):
+        step.preflight()
 
 
 def test_a_seed_that_was_killed_is_started_again(seed: Callable[..., ServeBundle]) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,8 +21,7 @@ from tests.upstream import images as made
 from tests.upstream.certificates import make_certificates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
 APP = made.image([made.layer(1000, "command")])
 COMMAND = [sys.executable, "-c", "from installer.cli import main; main()", "serve"]
@@ -108,6 +108,53 @@ def _refused(*arguments: str | Path) -> tuple[int, str]:
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith(("error: ", "Usage: "))
     return done.returncode, done.stderr
+
+
+def test_a_ready_file_of_somebody_else_is_left_alone(
+    tmp_path: Path, bundle: tuple[Path, Path]
+) -> None:
+    path, key = bundle
+    start = (path, "--key", key, "--listen", "127.0.0.1:0", "--ready-file")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    taken = folder / "taken"
+    taken.write_text("http://is not a URL alone\n", encoding="utf-8")
+    link = folder / "link"
+    link.symlink_to(taken)
+    before = sorted(folder.iterdir()), sorted(tmp_path.iterdir())
+    for wrong in (taken, link, folder, folder / "none" / "ready", taken / "ready", path, Path("/")):
+        code, told = _refused(*start, wrong)
+        assert code == 2, told
+        assert told.startswith(f"error: --ready-file {wrong}: ")
+        assert "serving" not in told
+    assert (sorted(folder.iterdir()), sorted(tmp_path.iterdir())) == before
+    assert taken.read_text(encoding="utf-8") == "http://is not a URL alone\n"
+
+
+def test_a_ready_file_that_a_killed_server_left(tmp_path: Path, bundle: tuple[Path, Path]) -> None:
+    path, key = bundle
+    with _serving(tmp_path, path, "--key", key) as (process, url):
+        process.kill()
+        process.wait()
+    ready = tmp_path / "ready"
+    assert ready.read_text(encoding="utf-8") == f"{url}\n"
+    arguments: Sequence[str | Path]
+    arguments = [*COMMAND, path, "--key", key, "--listen", "127.0.0.1:0", "--ready-file", ready]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 30
+        while ready.read_text(encoding="utf-8") == f"{url}\n":
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        again = ready.read_text(encoding="utf-8").strip()
+        assert _get(f"{again}/v2/") == b"{}"
+        ready.unlink()
+        ready.write_text("somebody else's\n", encoding="utf-8")
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert ready.read_text(encoding="utf-8") == "somebody else's\n", "only what it wrote"
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_refusals(tmp_path: Path, bundle: tuple[Path, Path]) -> None:

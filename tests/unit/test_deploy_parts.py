@@ -21,6 +21,7 @@ from installer.deploy import daemon, systemd
 from installer.deploy.charts import find_chart, profile_values
 from installer.deploy.deployment import VerifyContent
 from installer.deploy.images import SiteImages, accepted_ids
+from installer.deploy.kubectl import Kubectl
 from installer.deploy.nodes import TellNodes, hosts_toml
 from installer.deploy.seed import ServeBundle
 from installer.deploy.tools import Toolbox, own_platform
@@ -262,6 +263,44 @@ def test_another_process_with_its_id_is_not_mistaken_nor_killed(tmp_path: Path, 
         daemon.stop(pid_file)
 
 
+def test_a_process_in_the_background_sees_nothing_of_the_operators_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUNDLER_PASSPHRASE", "geheim")
+    process = daemon.start(SLEEP, tmp_path / "log", tmp_path / "pid")
+    try:
+        while daemon.last_words(tmp_path / "log") != "up":
+            time.sleep(0.05)
+        environment = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+        assert {line.partition("=")[0] for line in environment} <= {"HOME", "PATH", "LC_ALL", ""}
+        assert Path(f"/proc/{process.pid}/cwd").readlink() == Path("/")
+    finally:
+        daemon.stop(tmp_path / "pid")
+
+
+def test_kubectl_sees_nothing_of_the_operators_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.office:3128")
+    monkeypatch.setenv("KUBECONFIG", "/elsewhere")
+    binary = tmp_path / "kubectl"
+    binary.write_text("#!/bin/sh\nenv\n")
+    binary.chmod(0o700)
+    said = Kubectl(binary, Cluster("k"), tmp_path / "cache").run("version")
+    assert f"HOME={tmp_path / 'cache'}" in said
+    assert "PROXY" not in said
+    assert "KUBECONFIG" not in said
+
+
+def test_a_kubectl_that_cannot_be_executed_is_not_taken_for_a_silent_cluster(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "kubectl").touch(mode=0o600)
+    with pytest.raises(PreflightFailed, match="can't be executed: Permission denied") as caught:
+        Kubectl(tmp_path / "kubectl", Cluster("k"), tmp_path / "cache").run("version")
+    assert "noexec" in caught.value.hint
+
+
 def test_a_process_that_ignores_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +328,25 @@ def test_programs_that_a_killed_installer_left_are_ended(tmp_path: Path) -> None
             other.kill()
 
 
+def test_a_program_that_nothing_ends_is_told_instead_of_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = tmp_path / "helm"
+    binary.write_bytes(_sleep().read_bytes())
+    binary.chmod(0o700)
+    sent = []
+    with subprocess.Popen([binary, "60"]) as left:
+        time.sleep(0.2)
+        # A process in the state D can't be had in a test: signals that never arrive are like it.
+        with monkeypatch.context() as patched:
+            patched.setattr(daemon, "_GRACE", 0.5)
+            patched.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+            with pytest.raises(DeploymentFailed, match=f"helm: process {left.pid} of an earlier"):
+                daemon.end_programs(binary)
+        left.kill()
+    assert {(left.pid, signal.SIGTERM), (left.pid, signal.SIGKILL)} == set(sent)
+
+
 def _sleep() -> Path:
     return Path(shutil.which("sleep") or "/bin/sleep").resolve()
 
@@ -309,6 +367,18 @@ def test_the_unit_takes_every_argument_as_it_is() -> None:
     assert line.endswith('"serve" "/mnt/a b/50%%\\"$$x\\\\.tar"')
     assert "WantedBy=multi-user.target" in text
     assert systemd.unit_name("plant-7") == "harbor-airgap-plant-7.service"
+
+
+@pytest.mark.parametrize("word", ["/mnt/a\nExecStartPre=/bin/sh", "/mnt/\x1b[2J", "/mnt/\udcff"])
+def test_a_path_that_would_add_lines_to_the_unit_is_refused(
+    bundle: VerifiedBundle, state: State, word: str
+) -> None:
+    with pytest.raises(InvalidInput, match="can't hold the argument"):
+        systemd.unit_text("plant-7", ["/usr/bin/python", word])
+    serve = Serve("127.0.0.1:1", "127.0.0.1:1", tls=False, service="systemd")
+    step = ServeBundle(site(Seed(serve=serve)), serve, state, bundle, command=(word,), key=b"K")
+    with pytest.raises(InvalidInput, match="can't hold the argument"):
+        step.preflight()
 
 
 # Charts and profiles

@@ -164,7 +164,7 @@ def test_a_short_or_long_body(
 ) -> None:
     registry.faults.append(Fault("blobs/sha256", replace=body, no_range=True))
     with pytest.raises(Corrupt, match=BLOB.digest.hex):
-        list(store.fetch("team/app", BLOB, start))
+        list(store.stream("team/app", BLOB, start))
 
 
 def test_a_flipped_bit(registry: Registry, store: RegistryStore) -> None:
@@ -207,7 +207,7 @@ def test_a_wrong_content_range(registry: Registry, store: RegistryStore, wrong: 
     headers = {"Content-Range": wrong}
     registry.faults.append(Fault("blobs/sha256", status=206, headers=headers, body=b"x"))
     with pytest.raises(TransferFailed, match="asked for bytes 1000-"):
-        list(store.fetch("team/app", BLOB, 1000))
+        list(store.stream("team/app", BLOB, 1000))
 
 
 # Who is told what
@@ -297,7 +297,7 @@ def test_authorization_does_not_follow_a_redirect_to_another_host(*, bearer: boo
             target = f"{storage.url}/bucket?X-Signature=secret"
             registry.faults.append(Fault("blobs/", status=307, headers={"Location": target}))
             assert read_all(store, "team/app", BLOB) == LAYER.data
-            assert b"".join(store.fetch("team/app", BLOB, 1000)) == LAYER.data[1000:]
+            assert b"".join(store.stream("team/app", BLOB, 1000)) == LAYER.data[1000:]
             assert [(line.authorized, line.range) for line in storage.log] == [
                 (False, None),
                 (False, "bytes=1000-"),

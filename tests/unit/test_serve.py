@@ -8,16 +8,24 @@ import json
 import logging
 import socket
 import ssl
+import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from installer.bundle.digest import Digest
-from installer.errors import Corrupt, Interrupted, InvalidInput, NotFound, PreflightFailed
+from installer.errors import (
+    Corrupt,
+    Interrupted,
+    InvalidInput,
+    NotFound,
+    PreflightFailed,
+    TransferFailed,
+)
 from installer.oci.bundle_store import BundleStore
 from installer.serve import BundleServer, ContentCheck, connection, parse_listen, server
 from tests.bundles import damage, make_bundle, open_bundle
@@ -469,17 +477,102 @@ def test_the_background_finds_damage_that_nobody_asked_for(
 def test_a_file_cut_off_while_it_is_served(
     serve: Callable[..., tuple[BundleServer, Client]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    running, get = serve()
-    assert get(blob(APP)).status == 200
+    data = made.layer(30_000_000, "cut off")
+    image = made.image([data])
+    running, _ = serve(images={"docker.io/goharbor/app:v1": image})
     opened = running.check._order[0][0]
-    place = opened.find(Digest.parse(LAYER.content.digest).blob_path)
+    place = opened.find(Digest.parse(data.content.digest).blob_path)
     assert place
-    with opened.path.open("r+b") as file:
-        file.truncate(place.offset + 1000)
-    with pytest.raises(http.client.IncompleteRead) as cut:
-        get(blob(APP))
-    assert cut.value.partial == LAYER.content.data[:1000]
+    with socket.create_connection(running.address, timeout=10) as client:
+        client.sendall(f"GET {blob(image)} HTTP/1.1\r\n\r\n".encode())
+        got = client.recv(1000)  # the rest is more than fits between the two sides
+        with opened.path.open("r+b") as file:
+            file.truncate(place.offset + 20_000_000)
+        while piece := client.recv(1_000_000):
+            got += piece
+    assert got.partition(b"\r\n\r\n")[2] == data.content.data[:20_000_000]
     assert "the file ends" in caplog.text
+    client_of_the_rest = Client(*running.address)
+    assert client_of_the_rest(blob(image)).code == "BLOB_CORRUPT"
+    client_of_the_rest.http.close()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["checked", "on demand"])
+def test_what_is_written_after_the_check_is_not_sent(
+    serve: Callable[..., tuple[BundleServer, Client]],
+    caplog: pytest.LogCaptureFixture,
+    check: bool,  # noqa: FBT001 (a parameter of the test)
+) -> None:
+    running, get = serve(check=check)
+    if check:
+        _wait(lambda: bool(get("/healthz").json["check"]["state"] == "done"))
+    assert get(blob(APP)).body == LAYER.content.data
+    opened = running.check._order[0][0]
+    damage(opened.path, opened, LAYER.content.digest, at=1000)
+    if check:  # nobody has asked for the blob yet
+        health = get("/healthz").json
+        assert (health["status"], health["check"]["state"]) != ("ok", "done")
+    for wanted in ("", "bytes=0-9"):
+        got = get(blob(APP), Range=wanted)
+        assert (got.status, got.code) == (500, "BLOB_CORRUPT")
+    assert get(blob(APP), "HEAD").status == 500
+    assert get(blob(APP, 0)).body == APP.blobs[0].data, "the rest is still served"
+    assert "written to while it is served" in caplog.text
+    health = get("/healthz")
+    assert (health.status, health.json["status"]) == (503, "corrupt")
+    damage(opened.path, opened, LAYER.content.digest, at=1000)  # flips the bit back
+    assert get(blob(APP)).body == LAYER.content.data
+    assert get("/healthz").status == 200
+    if check:
+        _wait(lambda: bool(get("/healthz").json["check"]["state"] == "done"))
+        progress = running.check.progress
+        assert progress.checked_bytes == progress.total_bytes
+
+
+def test_a_verdict_over_a_file_that_changed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, pem = make_bundle(tmp_path / "bundle.tar", IMAGES)
+    with open_bundle(path, pem) as opened:
+        entry = opened.find(Digest.parse(LAYER.content.digest).blob_path)
+        assert entry
+        real = opened.chunks
+
+        def interrupted(*arguments: Any) -> Iterator[bytes]:
+            yield from real(*arguments)
+            damage(path, opened, LAYER.content.digest)
+
+        check = ContentCheck([opened])
+        with monkeypatch.context() as patch:
+            patch.setattr(opened, "chunks", interrupted)
+            with pytest.raises(TransferFailed, match="written to"):
+                check.ensure(opened, entry)
+        with pytest.raises(Corrupt):
+            check.ensure(opened, entry)
+
+
+def test_copies_of_a_bundle_are_judged_apart(tmp_path: Path) -> None:
+    path, pem = make_bundle(tmp_path / "one.tar", IMAGES)
+    copy = tmp_path / "two.tar"
+    copy.write_bytes(path.read_bytes())
+    with open_bundle(path, pem) as one, open_bundle(copy, pem) as two:
+        damage(copy, two, LAYER.content.digest)
+        check = ContentCheck([one, two])
+        name = Digest.parse(LAYER.content.digest).blob_path
+        for _ in range(2):
+            for opened in (one, two):
+                entry = opened.find(name)
+                assert entry
+                with nullcontext() if opened is one else pytest.raises(Corrupt):
+                    check.ensure(opened, entry)
+        assert len(check.progress.failed) == 1
 
 
 def test_healthz_of_a_good_bundle(get: Client, bundle: VerifiedBundle) -> None:
@@ -560,12 +653,62 @@ def test_a_tls_client_on_the_plain_port_is_told(served: BundleServer) -> None:
         (b"BREW /v2/ HTTP/1.1\r\nConnection: close\r\n\r\n", 405),
         (b"PUT /v2/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n", 405),
         (b"GET /v2/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz", 200),
+        (b"GET /v2/ HTTP/1.1\nConnection:close\n\n", 200),
     ],
 )
 def test_heads(served: BundleServer, sent: bytes, status: int) -> None:
     answer = raw(served.address, sent)
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert answer.count(b"HTTP/1.1 ") == 1, "what follows a body is not taken for a request"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Content-Length: 25\r\nContent-Length: 0",
+        "Content-Length: 0\r\nContent-Length: 0",
+        "Content-Length : 25",
+        "Content-Length: +25",
+        "Content-Length: 0, 25",
+        "Content-Length: 0x19",
+        "Content-Length: ٢٥",
+        "Content-Length:",
+        "Content-Length: 0\r\n 25",
+        "Transfer-Encoding : chunked",
+        "no colon\r\nContent-Length: 25",
+        ": no name\r\nContent-Length: 25",
+        " folded: first\r\nContent-Length: 25",
+        "X: y\r\n Content-Length: 25",
+        "X: y\r\r\nContent-Length: 25",
+        "X: y\rContent-Length: 25",
+        "X: y\0\r\nContent-Length: 25",
+        "From somebody\r\nContent-Length: 25",
+        "X: y\r\nFrom Content-Length: 25",
+    ],
+)
+def test_heads_that_can_be_read_two_ways(served: BundleServer, fields: str) -> None:
+    inner = b"GET /healthz HTTP/1.0\r\n\r\n"
+    assert len(inner) == 25
+    answer = raw(served.address, b"GET /v2/ HTTP/1.1\r\n" + fields.encode() + b"\r\n\r\n" + inner)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_length_of_nothing_keeps_the_connection(served: BundleServer) -> None:
+    one = b"GET /v2/ HTTP/1.1\r\nContent-Length: 0 \r\nX: \xe9\t\r\n\r\n"
+    answer = raw(served.address, one + b"GET /v2/ HTTP/1.0\r\n\r\n")
+    assert answer.count(b"HTTP/1.1 200 ") == 2
+
+
+@pytest.mark.parametrize("size", [100, 33_000])
+def test_a_client_that_breaks_off_is_no_error(
+    served: BundleServer, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    with socket.create_connection(served.address, timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * size)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    _wait(lambda: not served._listener._open)
+    assert caplog.text == ""
 
 
 def test_requests_in_one_piece_are_answered_in_order(served: BundleServer) -> None:
@@ -618,15 +761,53 @@ def test_a_client_that_takes_nothing_is_let_go(
 def test_too_many_connections_are_turned_away(
     monkeypatch: pytest.MonkeyPatch, serve: Callable[..., tuple[BundleServer, Client]]
 ) -> None:
-    running, get = serve()
+    image = made.image([made.layer(30_000_000, "busy")])
+    running, _ = serve(images={"docker.io/goharbor/app:v1": image})
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
-    assert get("/v2/").status == 200
-    assert raw(running.address, b"") == b""
-    assert get("/v2/").status == 200
-    get.http.close()
-    deadline = time.monotonic() + 10
-    while not raw(running.address, b"GET /v2/ HTTP/1.0\r\n\r\n"):
-        assert time.monotonic() < deadline
+    with socket.create_connection(running.address, timeout=10) as busy:
+        busy.sendall(f"GET {blob(image)} HTTP/1.0\r\n\r\n".encode())
+        got = busy.recv(1000)  # the rest is more than fits between the two sides
+        assert raw(running.address, b"") == b""
+        while piece := busy.recv(1_000_000):
+            got += piece
+    assert got.endswith(image.blobs[1].data), "the busy one was left alone"
+    _wait(lambda: raw(running.address, b"GET /v2/ HTTP/1.0\r\n\r\n") != b"")
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_the_longest_idle_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    bundle: VerifiedBundle,
+    caplog: pytest.LogCaptureFixture,
+    tls: bool,  # noqa: FBT001 (a parameter of the test)
+) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
+    certificates = make_certificates(tmp_path / "tls")
+    trusting = ssl.create_default_context(cafile=str(certificates.ca)) if tls else None
+    context = certificates.context() if tls else None
+    running = BundleServer(BundleStore(bundle), ("127.0.0.1", 0), tls=context)
+    with running, ExitStack() as stack:
+
+        def client() -> Client:
+            made = Client(*running.address, tls=trusting)
+            stack.callback(made.http.close)
+            assert made("/v2/").status == 200
+            return made
+
+        first, second = client(), client()
+        silent = stack.enter_context(socket.create_connection(running.address, timeout=5))
+        _wait(lambda: len(running._listener._idle) == 3)
+        assert first("/v2/").status == 200
+        client()  # second was idle longest, then the one that never said a word
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            second("/v2/")
+        _wait(lambda: len(running._listener._open) == 3)
+        client()
+        assert silent.recv(1) == b""
+        assert first("/v2/").status == 200
+        _wait(lambda: len(running._listener._open) == 3)
+    assert caplog.text == ""
 
 
 def test_many_clients_at_once_get_the_right_bytes(
@@ -798,10 +979,10 @@ def test_the_background_goes_on_with_what_a_client_waits_for(tmp_path: Path) -> 
         entry = check._order[0][1]
         with check._turn:  # as if a client's other blob had come in the middle of this one
             check._urgent = 1
-            check._hashing.add((opened.digest.hex, entry.member.path))
+            check._hashing.add((opened, entry.member.path))
         paused = threading.Thread(
             target=check._step_aside,
-            args=((opened.digest.hex, entry.member.path), 0),
+            args=((opened, entry.member.path), 0),
             daemon=True,
         )
         paused.start()
@@ -811,7 +992,7 @@ def test_the_background_goes_on_with_what_a_client_waits_for(tmp_path: Path) -> 
         assert not paused.is_alive()
         with check._turn:
             check._urgent = 0
-            check._verdicts[opened.digest.hex, entry.member.path] = None
+            check._verdicts[opened, entry.member.path] = None
             check._turn.notify_all()
         waiting.join(5)
         assert not waiting.is_alive()
