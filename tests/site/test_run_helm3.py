@@ -1,0 +1,69 @@
+"""A bundle that carries Helm 3 installs as well, here with the profile that has metrics.
+
+With the exporter all ten of Harbor's images run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import programs
+from tests.site import images
+from tests.site.connected import sha256
+from tests.site.network import NODE_IP
+from tests.site.story import NEW, Story, told
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.site.cluster import Cluster
+    from tests.site.connected import Connected
+    from tests.site.network import Outbound
+
+pytestmark = pytest.mark.site
+
+SEED = f"{NODE_IP}:5001"
+
+
+@pytest.fixture(scope="module")
+def story(
+    cluster: Cluster,
+    before: Outbound,
+    connected: Connected,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Story]:
+    made = connected.make("helm3", "2.15", helm=3)
+    seed = {"serve": {"listen": SEED, "address": SEED, "tls": False, "service": "none"}}
+    with told(
+        cluster,
+        tmp_path_factory.mktemp("helm3"),
+        before,
+        namespace="harbor-helm3",
+        port=30022,
+        helm_major=3,
+        seed=seed,
+        release={"profile": "metrics"},
+    ) as story:
+        story.carry("new", made.path, connected.public_key)
+        yield story
+
+
+def test_helm_3_installs(story: Story, connected: Connected) -> None:
+    report = story.json("new")
+    assert "release:harbor-helm3/harbor" in report["changed"]
+    assert sha256(story.state / "tools" / "helm") == sha256(programs.helm(3))
+    assert story.revision() == ("1", "deployed", f"harbor-{NEW}")
+    story.check_pods(SEED, NEW, connected.upstream, set(images.HARBOR))
+
+
+def test_a_second_run_changes_nothing(story: Story) -> None:
+    assert story.json("new")["changed"] == []
+    assert story.revision()[0] == "1"
+
+
+def test_nothing_tried_to_leave(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = story.check_silence()
+    with capsys.disabled():
+        print(f"\n{sentence}")
