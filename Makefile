@@ -41,7 +41,7 @@ site: $(STAMP) ## A real Kubernetes in a namespace without a route out: needs ro
 	$(BIN)/pytest tests/site -m site
 
 bench: $(STAMP) ## Measure against skopeo, oras and docker-registry; results in docs/benchmarks.md
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(BENCH)
 
 demo: $(STAMP) ## The whole way on this machine: upstream, lock, bundle, verify, serve, render
 	$(BIN)/python -m tests.demo

@@ -1,0 +1,382 @@
+"""The four measurements: create, verify, serve and push, each contender as often as was asked.
+
+Before every single run everything dirty is written out, so that nobody pays for another's writes;
+page caches are warm unless the measurement says otherwise. What a contender made is checked after
+it, outside the measured time: a tool that leaves something out is not a fast one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+import time
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from tests.bench import peers
+from tests.bench.account import (
+    HERE,
+    PYTHON,
+    BenchFailed,
+    Cost,
+    Server,
+    forget,
+    metered,
+    run,
+    server_cost,
+    settle,
+    started,
+    wait_until_idle,
+)
+from tests.bench.peers import BIN, Inputs
+from tests.bench.registry import registry
+from tests.bench.workload import Workload, publish, write_spec
+from tests.integration.servers import debian
+from tests.programs import ProgramMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.bench.peers import Plan, Step
+    from tests.bench.registry import Registry
+
+CLIENTS = 4
+OURS = "bundler build"
+ORAS, ORAS_SIGNED, SKOPEO, CRANE = "oras, unsigned", "oras", "skopeo", "crane"
+VERIFY, VERIFY_COLD = "installer verify", "installer verify, cold"
+SHA256SUM, SHA256SUM_COLD = "sha256sum", "sha256sum, cold"
+OPENSSL, OPENSSL_COLD = "openssl dgst -verify", "openssl dgst -verify, cold"
+FIRST, FIRST_COLD = "installer serve", "installer serve, cold"
+FIRST_SKOPEO = "installer serve, by skopeo"
+FIRST_ORAS = "oras into docker-registry"
+SERVE, SERVE_FRESH = "installer serve", "installer serve, just started"
+REGISTRY = "docker-registry"
+PUSH, PUSH_ORAS, PUSH_SKOPEO = "installer", "oras", "skopeo"
+
+
+@dataclass
+class Measurement:
+    """Every contender's costs, one a run, in the order in which they are shown."""
+
+    title: str
+    costs: dict[str, list[Cost]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+class Bench:
+    """The upstream, the inputs, and the measurements; use it in a ``with`` statement.
+
+    ``folder`` has to be on the disk that is meant, and is removed at the end. ``patience`` is how
+    many seconds in all are spent on waiting for others to leave the machine alone. ``say`` is told
+    what happens.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        scale: float,
+        runs: int,
+        *,
+        patience: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._scale = scale
+        self._runs = runs
+        self._patience = patience
+        self._say = say
+        self._stack = ExitStack()
+        self.workload: Workload
+        self._given: Inputs
+        self._upstream: Registry
+
+    def __enter__(self) -> Self:
+        with ExitStack() as starting:
+            self._folder.mkdir(parents=True)
+            starting.callback(shutil.rmtree, self._folder)
+            self._upstream = starting.enter_context(registry(self._folder / "upstream"))
+            self._say(f"making and publishing {self._scale * 1584:,.0f} MB")
+            inputs = self._folder / "inputs"
+            inputs.mkdir()
+            self.workload = publish(self._upstream.url, inputs, self._scale)
+            self._given = self._prepare(inputs)
+            self._stack = starting.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _prepare(self, inputs: Path) -> Inputs:
+        """Spec, lock and keys: none of them is measured."""
+        spec, registries = write_spec(self.workload, inputs, self._upstream.url)
+        passphrase, key, plain = inputs / "passphrase", inputs / "release.key", inputs / "plain.pem"
+        passphrase.write_text("correct horse battery staple\n")
+        passphrase.chmod(0o600)
+        openssl = debian("openssl")
+        public = inputs / "plain.pub"
+        self._run(BIN / "bundler", "keygen", "--out", key, "--passphrase-file", passphrase)
+        self._run(openssl, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", plain)
+        self._run(openssl, "ec", "-in", plain, "-pubout", "-out", public)
+        self._run(BIN / "bundler", "lock", spec, "--registry-config", registries)
+        return Inputs(
+            self.workload.items, self._upstream.host, spec, registries, key, passphrase, plain
+        )
+
+    def _run(self, *command: str | Path) -> None:
+        run(command, {"AIRGAP_CACHE_DIR": str(self._folder / "cache")})
+
+    def _fresh(self) -> Path:
+        """An empty folder for a contender."""
+        folder = self._folder / "work"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        settle()
+        self._patience -= wait_until_idle(self._patience)
+        return folder
+
+    def _rotate(self, measured: Measurement, contenders: dict[str, Callable[[], Cost]]) -> None:
+        """Run every contender as often as asked, each time in another order."""
+        measured.costs = {name: [] for name in contenders}
+        names = list(contenders)
+        for number in range(self._runs):
+            at = number % len(names)
+            for name in (*names[at:], *names[:at]):
+                if name in measured.missing:
+                    continue
+                try:
+                    cost = contenders[name]()
+                except ProgramMissing as error:
+                    measured.missing[name] = str(error)
+                    continue
+                measured.costs[name].append(cost)
+                self._say(f"{measured.title}, run {number + 1}: {name}: {cost.wall:.2f} s")
+
+    # Create
+
+    def create(self) -> list[Measurement]:
+        """From upstream to one file."""
+        makers = {
+            OURS: peers.bundler_create,
+            ORAS: peers.oras_create,
+            ORAS_SIGNED: peers.oras_signed_create,
+            SKOPEO: peers.skopeo_create,
+            CRANE: peers.crane_create,
+        }
+        measured = Measurement("Create")
+        self._rotate(measured, {name: partial(self._create, make) for name, make in makers.items()})
+        return [measured]
+
+    def _create(self, make: Callable[[Inputs, Path], Plan], keep: Path | None = None) -> Cost:
+        plan = make(self._given, folder := self._fresh())
+        before = self._upstream.requests()
+        cost = metered(plan.steps, folder, plan.environment)
+        settling = settle()
+        self._check_content(plan.result)
+        size = plan.result.stat().st_size
+        if keep is not None:
+            plan.result.rename(keep)
+        asked = self._upstream.requests() - before
+        return replace(cost, settle=settling, requests=asked, result=size)
+
+    def _check_content(self, path: Path) -> None:
+        with tarfile.open(path) as archive:
+            found = {name.rpartition("/")[2] for name in archive.getnames()}
+        # The chart is a file to us, so that it has another manifest there.
+        wanted = {d for i in (*self.workload.images, self.workload.database) for d in i.digests}
+        if missing := [d for d in wanted if d.removeprefix("sha256:") not in found]:
+            raise BenchFailed(f"{path.name}: {len(missing)} of {len(wanted)} blobs are missing")
+
+    def _made(self, name: str, make: Callable[[Inputs, Path], Plan]) -> Path:
+        """A bundle of a contender's own, made when it is first needed."""
+        path = self._folder / name
+        if not path.exists():
+            self._create(make, path)
+        return path
+
+    def _bundle(self) -> Path:
+        return self._made("bundle.tar", peers.bundler_create)
+
+    @property
+    def _public(self) -> Path:
+        return self._given.key.with_suffix(".pub")
+
+    # Verify
+
+    def verify(self) -> list[Measurement]:
+        """Every byte of a bundle, warm in the page cache and cold from the disk."""
+        bundle, plain = self._bundle(), self._given.plain_key
+        signature = bundle.with_name("bundle.sig")
+        self._run(debian("openssl"), "dgst", "-sha256", "-sign", plain, "-out", signature, bundle)
+        checks: dict[str, Step] = {
+            VERIFY: (BIN / "installer", "verify", bundle, "--key", self._public),
+            OPENSSL: (
+                *(debian("openssl"), "dgst", "-sha256", "-verify", plain.with_suffix(".pub")),
+                *("-signature", signature, bundle),
+            ),
+            SHA256SUM: ("sha256sum", bundle),
+        }
+
+        def check(step: Step, *, cold: bool) -> Cost:
+            folder = self._fresh()
+            if cold:
+                forget(bundle)
+            return metered([step], folder, {})
+
+        measured = Measurement("Verify")
+        contenders: dict[str, Callable[[], Cost]] = {}
+        for cold in (False, True):
+            for name, step in checks.items():
+                shown = f"{name}, cold" if cold else name
+                contenders[shown] = partial(check, step, cold=cold)
+        # The first run of each warm one finds the file in the page cache as well.
+        shutil.copyfile(bundle, "/dev/null")
+        self._rotate(measured, contenders)
+        return [measured]
+
+    # Serve
+
+    def serve(self) -> list[Measurement]:
+        """How soon the first image is there, and how fast four clients get everything."""
+        bundle = self._bundle()
+        oras_tar = self._made("oras.tar", peers.oras_create)
+        first = Measurement("First image")
+        self._rotate(
+            first,
+            {
+                FIRST: lambda: self._first(bundle),
+                FIRST_COLD: lambda: self._first(bundle, cold=True),
+                FIRST_SKOPEO: lambda: self._first(bundle, skopeo=True),
+                FIRST_ORAS: lambda: self._first_by_oras(oras_tar),
+            },
+        )
+        many = Measurement(f"Serve {CLIENTS} clients")
+        self._rotate(
+            many,
+            {
+                SERVE: lambda: self._four(bundle, checked=True),
+                SERVE_FRESH: lambda: self._four(bundle, checked=False),
+                REGISTRY: self._four_from_registry,
+            },
+        )
+        return [first, many]
+
+    @contextmanager
+    def _serving(self, bundle: Path, folder: Path) -> Iterator[Server]:
+        ready = folder / "ready"
+        command = (
+            *(BIN / "installer", "serve", bundle, "--key", self._public),
+            *("--listen", "127.0.0.1:0", "--ready-file", ready),
+        )
+
+        def answers() -> str:
+            return ready.read_text().strip().rpartition("/")[2] if ready.exists() else ""
+
+        with started(command, folder / "serve.log", answers) as server:
+            yield server
+
+    def _first(self, bundle: Path, *, cold: bool = False, skopeo: bool = False) -> Cost:
+        folder = self._fresh()
+        if cold:
+            forget(bundle)
+        item = self.workload.images[0]
+        with self._serving(bundle, folder) as server:
+            if skopeo:
+                run(peers.skopeo_pull(folder, server.host, item))
+            else:
+                run(_pull(server.host, [item.reference]))
+            return _since_start(server)
+
+    def _first_by_oras(self, oras_tar: Path) -> Cost:
+        folder = self._fresh()
+        item = self.workload.images[0]
+        one = replace(self._given, items=[item])
+        with registry(folder / "registry") as target:
+            for step in peers.oras_push(one, folder, oras_tar, target.host):
+                run(step)
+            run(_pull(target.host, [item.reference]))
+            return _since_start(target.server)
+
+    def _four(self, bundle: Path, *, checked: bool) -> Cost:
+        with self._serving(bundle, self._fresh()) as server:
+            while checked and not _all_checked(server.host):
+                time.sleep(0.05)
+            return self._pull_all(server)
+
+    def _four_from_registry(self) -> Cost:
+        self._fresh()
+        return self._pull_all(self._upstream.server)
+
+    def _pull_all(self, server: Server) -> Cost:
+        """Each client pulls all images, beginning with another one than the others."""
+        images = [item.reference for item in self.workload.images]
+        before = server_cost(server.pid)
+        start = time.monotonic()
+        clients = []
+        for number in range(CLIENTS):
+            at = number * len(images) // CLIENTS
+            command: Step = (*PYTHON, HERE / "client.py", server.host, *images[at:], *images[:at])
+            clients.append(subprocess.Popen([*command], stdout=subprocess.PIPE))
+        outputs = [client.communicate()[0] for client in clients]
+        wall = time.monotonic() - start
+        if any(client.returncode for client in clients):
+            raise BenchFailed(f"a client of {server.host} failed")
+        moved = sum(json.loads(output)["bytes"] for output in outputs)
+        cpu, rss, written = server_cost(server.pid)
+        return Cost(
+            wall,
+            cpu - before[0],
+            rss,
+            written - before[2],
+            figures={"rate": moved / wall},
+        )
+
+    # Push
+
+    def push(self) -> list[Measurement]:
+        """All content into an empty registry."""
+        ours, theirs = self._bundle(), self._made("oras.tar", peers.oras_create)
+        measured = Measurement("Push")
+        self._rotate(
+            measured,
+            {
+                PUSH: lambda: self._push(peers.installer_push, ours),
+                PUSH_ORAS: lambda: self._push(peers.oras_push, theirs),
+                PUSH_SKOPEO: lambda: self._push(peers.skopeo_push, theirs),
+            },
+        )
+        return [measured]
+
+    def _push(self, steps: Callable[[Inputs, Path, Path, str], list[Step]], bundle: Path) -> Cost:
+        storage = self._folder / "target"
+        shutil.rmtree(storage, ignore_errors=True)
+        folder = self._fresh()
+        with registry(storage) as target:
+            cost = metered(steps(self._given, folder, bundle, target.host), folder, {})
+            cpu, _, _ = server_cost(target.server.pid)
+            asked = target.requests()
+            run(_pull(target.host, [item.reference for item in self.workload.images]))
+        shutil.rmtree(storage)
+        return replace(cost, requests=asked, figures={"registry": cpu})
+
+
+def _pull(host: str, images: list[str]) -> Step:
+    """A client that checks what it gets."""
+    return (*PYTHON, HERE / "client.py", "--check", host, *images)
+
+
+def _since_start(server: Server) -> Cost:
+    wall = time.monotonic() - server.started
+    cpu, rss, written = server_cost(server.pid)
+    return Cost(wall, cpu, rss, written, figures={"ready": server.ready})
+
+
+def _all_checked(host: str) -> bool:
+    with urllib.request.urlopen(f"http://{host}/healthz") as answer:
+        health = json.load(answer)
+    return bool(health["check"]["state"] == "done")
