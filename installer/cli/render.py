@@ -67,6 +67,7 @@ def command(
     needs no cluster, so it can be reviewed before the visit.
     """
     from installer.deploy.context import looking  # noqa: PLC0415 (slow to import)
+    from installer.deploy.harbor import HarborParts  # noqa: PLC0415
     from installer.deploy.preflight import ClusterInfo  # noqa: PLC0415
     from installer.deploy.release import HelmRelease  # noqa: PLC0415
     from installer.site.model import read_site  # noqa: PLC0415
@@ -79,8 +80,16 @@ def command(
         looking(verified, site, state, needed=("helm",)) as context,
     ):
         for release in site.releases:
-            found = HelmRelease(context, ClusterInfo(kube_version, ()), release).rendered()
-            objects = list(without_secrets(found.objects, found.secrets))
+            installed = HelmRelease(context, ClusterInfo(kube_version, ()), release)
+            found = installed.rendered()
+            before = ""
+            if release.harbor is not None:
+                before = HarborParts(context, release, release.harbor, installed).rendered()
+            objects = [
+                text
+                for part in (before, found.objects)
+                for text in without_secrets(part, found.secrets)
+            ]
             images = sorted({str(image.reference) for image in found.images})
             click.echo("".join(objects), nl=False)
             say(

@@ -12,13 +12,14 @@ from installer.errors import AcceptanceFailed, DeploymentFailed
 from installer.harbor.health import ask, wait_until_healthy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from installer.bundle.archive import VerifiedBundle
     from installer.deploy.kubectl import Kubectl
     from installer.deploy.release import HelmRelease
-    from installer.site.model import Harbor, Release
+    from installer.site.harbor import Harbor
+    from installer.site.model import Release
 
 _PATIENCE = 300.0
 _PAUSE = 3.0
@@ -97,16 +98,18 @@ def _problems(pod: dict[str, Any], accepted: frozenset[str]) -> Iterator[str]:
 class HarborIsHealthy:
     """Harbor answers at its external URL and calls all its components healthy."""
 
-    def __init__(self, release: Release, harbor: Harbor) -> None:
+    def __init__(self, release: Release, harbor: Harbor, ca: Callable[[], str]) -> None:
+        """``ca`` gives the path of what https is checked with, "" for the system's."""
         self._harbor = harbor
+        self._ca = ca
         self.name = f"health:{release.key}"
         self.sentence = f"Check that Harbor is healthy at {harbor.external_url}"
 
     def check(self) -> bool:
         """Whether it says so at this moment."""
-        return ask(self._harbor.external_url, self._harbor.ca).healthy
+        return ask(self._harbor.external_url, self._ca()).healthy
 
     def apply(self) -> str:
         """Wait for it; raises AcceptanceFailed."""
-        wait_until_healthy(self._harbor.external_url, self._harbor.ca, patience=_PATIENCE)
+        wait_until_healthy(self._harbor.external_url, self._ca(), patience=_PATIENCE)
         return ""

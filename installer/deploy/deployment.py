@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from installer.deploy.check import HarborIsHealthy, RunningImages
+from installer.deploy.check import RunningImages
 from installer.deploy.context import check_state_folder, looking, working
+from installer.deploy.harbor import HarborParts
 from installer.deploy.nodes import TellNodes
 from installer.deploy.plan import Report, execute, look, unmeasured
 from installer.deploy.preflight import examine
@@ -22,6 +22,7 @@ from installer.deploy.push import PushBundle
 from installer.deploy.release import HelmRelease
 from installer.deploy.seed import ServeBundle
 from installer.errors import Corrupt, InvalidInput
+from installer.site.section import check_paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,33 +142,27 @@ def _check_history(request: Request) -> None:
 
 def _preflight(request: Request, context: Context) -> ClusterInfo:
     site = context.site
-    _check_files(site)
+    check_paths(site)
     check_state_folder(context.state)
     cluster = examine(context.kubectl, context.bundle.manifest)
-    for release in site.releases:
-        HelmRelease(context, cluster, release).preflight()
+    for release, parts in _releases(context, cluster):
+        release.preflight()
+        if parts is not None:
+            parts.preflight()
     _seed(request).preflight()
     return cluster
 
 
-def _check_files(site: Site) -> None:
-    named = {"cluster.kubeconfig": site.cluster.kubeconfig}
-    if site.seed.push is not None:
-        named["seed.push.ca"] = site.seed.push.ca
-        named["seed.push.passwordFile"] = site.seed.push.password_file
-    for release in site.releases:
-        if release.harbor is not None:
-            named[f"{release.key}: harbor.ca"] = release.harbor.ca
-    for key, path in named.items():
-        if path and not Path(path).is_file():
-            raise InvalidInput(f"{key}: {path}: there is no such file", hint="see site.yaml")
-    certs = site.nodes.containerd_certs_dir
-    if certs is not None and not Path(certs).is_dir():
-        raise InvalidInput(
-            f"nodes.containerdCertsDir: {certs}: there is no such folder",
-            hint="it is what containerd has as `config_path`; leave it out if this machine is no "
-            "node",
-        )
+def _releases(
+    context: Context, cluster: ClusterInfo
+) -> list[tuple[HelmRelease, HarborParts | None]]:
+    found: list[tuple[HelmRelease, HarborParts | None]] = []
+    for release in context.site.releases:
+        installed = HelmRelease(context, cluster, release)
+        harbor = release.harbor
+        parts = HarborParts(context, release, harbor, installed) if harbor else None
+        found.append((installed, parts))
+    return found
 
 
 def _seed(request: Request) -> ServeBundle | PushBundle:
@@ -183,26 +178,22 @@ def _seed(request: Request) -> ServeBundle | PushBundle:
 def _steps(request: Request, context: Context, cluster: ClusterInfo) -> Sequence[Step]:
     bundle, site, state = request.bundle, request.site, request.state
     seed = _seed(request)
-    releases = [HelmRelease(context, cluster, release) for release in site.releases]
-    namespaces = {release.release_namespace: None for release in site.releases}
-    return [
+    releases = _releases(context, cluster)
+    harbors = [harbor for _, harbor in releases if harbor is not None]
+    namespaces = {release.namespace: None for release, _ in releases}
+    trusted = [harbor.trusted_host for harbor in harbors if harbor.trusted_host]
+    steps: list[Step] = [
         VerifyContent(bundle, state, request.meter),
         context.toolbox,
         seed,
-        TellNodes(site, state, seed.ca),
-        *releases,
-        *(
-            RunningImages(
-                namespace,
-                bundle,
-                context.kubectl,
-                [r for r in releases if r.namespace == namespace],
-            )
-            for namespace in namespaces
-        ),
-        *(
-            HarborIsHealthy(release, release.harbor)
-            for release in site.releases
-            if release.harbor is not None
-        ),
+        *(harbor.certificate for harbor in harbors if harbor.certificate.is_needed()),
+        TellNodes(site, state, seed.ca, harbors=trusted),
     ]
+    for release, harbor in releases:
+        steps += [*(harbor.before() if harbor else ()), release]
+    for namespace in namespaces:
+        there = [release for release, _ in releases if release.namespace == namespace]
+        steps.append(RunningImages(namespace, bundle, context.kubectl, there))
+    for harbor in harbors:
+        steps += harbor.after()
+    return steps

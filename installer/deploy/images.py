@@ -53,6 +53,15 @@ class SiteImages:
             return self._by_digest.get((reference.repository, reference.digest))
         return self._by_tag.get((reference.repository, reference.tag or "latest"))
 
+    def named(self, path: str) -> Reference | None:
+        """The image with the highest tag under this path at any upstream host, as at the site."""
+        found = {
+            tag: target
+            for (repository, tag), target in self._by_tag.items()
+            if repository.partition("/")[2] == path and self.carried(target)
+        }
+        return found[max(found)] if found else None
+
     def carried(self, reference: Reference) -> bool:
         """Whether a reference names an image of the bundle at the site, by its digest."""
         if reference.host != self._host or reference.digest is None:

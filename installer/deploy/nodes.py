@@ -1,6 +1,9 @@
-"""How the nodes' containerd learns of the seed registry: one folder with ``hosts.toml`` a host.
+"""How the nodes' containerd learns of registries: one folder with ``hosts.toml`` a host.
 
-``server`` names the seed registry itself, so that a pull which fails there ends there: containerd
+The seed registry is one; a Harbor is another if its certificate has an authority of its own, so
+that nodes can pull what people push there.
+
+``server`` names the registry itself, so that a pull which fails there ends there: containerd
 would otherwise go on to the host of that name. On a node the folder is written in place; from
 another machine it is laid out in the state folder, with a sentence on where it belongs. containerd
 reads it at each pull, nothing is restarted (containerd, docs/hosts.md).
@@ -8,14 +11,15 @@ reads it at each pull, nothing is restarted (containerd, docs/hosts.md).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from installer.errors import InvalidInput, TransferFailed
+from installer.errors import DeploymentFailed, InvalidInput, TransferFailed
 from installer.site.private import read_file, write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from installer.site.model import Site
     from installer.site.state import State
@@ -37,64 +41,109 @@ def hosts_toml(host: str, *, tls: bool, ca: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class _Told:
+    """A registry host as containerd shall know it; ``ca`` gives PEM, None if not there yet."""
+
+    host: str
+    tls: bool
+    ca: Callable[[], bytes | None]
+
+    def files(self) -> dict[str, bytes] | None:
+        """Content of its folder, nothing if nothing has to be told, None if it can't be yet."""
+        ca = self.ca()
+        if ca is None:
+            return None
+        files = {"hosts.toml": hosts_toml(self.host, tls=self.tls, ca=bool(ca)).encode()}
+        return files | ({"ca.crt": ca} if ca else {})
+
+
 class TellNodes:
-    """Write the seed registry's folder for containerd, here or for copying."""
+    """Write containerd's folders for the seed registry and each Harbor, here or for copying."""
 
     name = "nodes"
 
-    def __init__(self, site: Site, state: State, ca: Callable[[], bytes | None]) -> None:
-        """``ca`` gives the seed's CA certificate (PEM), None when it is not there yet or none."""
+    def __init__(
+        self,
+        site: Site,
+        state: State,
+        ca: Callable[[], bytes | None],
+        *,
+        harbors: Sequence[tuple[str, Callable[[], bytes | None]]] = (),
+    ) -> None:
+        """``ca`` gives the seed's CA certificate (PEM), None when it is not there yet or none.
+
+        ``harbors`` are the hosts of external URLs, each with the same for its certificate; empty
+        bytes say that nodes know the authority, so that there is nothing to tell.
+        """
         self._state = state
-        self._ca = ca
         seed = site.seed
-        self._tls = seed.serve.tls if seed.serve else not (seed.push and seed.push.plain_http)
-        self._own_ca = (seed.serve is not None and seed.serve.tls) or bool(
-            seed.push and seed.push.ca
-        )
-        self._host = site.image_prefix.partition("/")[0]
+        tls = seed.serve.tls if seed.serve else not (seed.push and seed.push.plain_http)
+        own_ca = (seed.serve is not None and seed.serve.tls) or bool(seed.push and seed.push.ca)
+        authority = (lambda: ca() or None) if own_ca else bytes
+        self._seed = _Told(site.image_prefix.partition("/")[0], tls, authority)
+        # What the seed needs goes before: without it nothing runs.
+        known = {host: _Told(host, tls=True, ca=ca) for host, ca in harbors}
+        self._harbors = [told for host, told in known.items() if host != self._seed.host]
         certs = site.nodes.containerd_certs_dir
-        self._here = certs is not None
-        self._folder = (Path(certs) if certs else state.path("nodes")) / self._host
+        self._here = bool(certs)
+        self._folder = Path(certs) if certs else state.path("nodes")
 
     @property
     def sentence(self) -> str:
         """What applying it does."""
-        what = f"Tell containerd where {self._host} is"
-        return f"{what}: {self._folder}" if self._here else f"{what}: lay out files for each node"
+        hosts = [self._seed.host, *(told.host for told in self._harbors if told.ca() != b"")]
+        where = f"in {self._folder}" if self._here else "lay out files for each node"
+        return f"Tell containerd of {', '.join(hosts)}: {where}"
 
-    def _files(self) -> dict[str, bytes]:
-        files = {"hosts.toml": hosts_toml(self._host, tls=self._tls, ca=self._own_ca).encode()}
-        if self._own_ca:
-            files["ca.crt"] = self._ca() or b""
-        return files
+    def _folders(self) -> dict[Path, dict[str, bytes] | None]:
+        """What has to be where, None for what is not there yet."""
+        folders = {self._folder / self._seed.host: self._seed.files()}
+        for told in self._harbors:
+            files = told.files()
+            if files is None or "ca.crt" in files:
+                folders[self._folder / told.host] = files
+        return folders
 
     def check(self) -> bool:
         """Whether the files are there as they should be."""
-        files = self._files()
-        return all(files.values()) and all(
-            read_file(self._folder / name) == data for name, data in files.items()
+        return all(
+            files is not None
+            and all(read_file(folder / name) == data for name, data in files.items())
+            for folder, files in self._folders().items()
         )
 
     def apply(self) -> str:
-        """Write them; gives what a person has to do on each node, if anything."""
+        """Write them; gives what a person has to do on each node, if anything.
+
+        Raises DeploymentFailed if a certificate authority is not there yet.
+        """
         if not self._here:
             self._state.subfolder("nodes")
-        elif not self._folder.parent.is_dir():
+        elif not self._folder.is_dir():
             raise InvalidInput(
-                f"{self._folder.parent}: there is no such folder",
+                f"{self._folder}: there is no such folder",
                 hint="nodes.containerdCertsDir is what containerd has as `config_path`; leave it "
                 "out if this machine is no node",
             )
-        try:
-            self._folder.mkdir(mode=0o755, exist_ok=True)
-        except OSError as error:
-            raise TransferFailed(f"{self._folder}: {error.strerror}") from error
-        # hosts.toml last: from then on it counts.
-        for name, data in sorted(self._files().items()):
-            write_file(self._folder / name, data, mode=_READABLE)
+        folders = self._folders()
+        for folder, files in folders.items():
+            if files is None:
+                raise DeploymentFailed(
+                    f"{folder.name}: there is no certificate authority to tell the nodes",
+                    hint="the step that makes it comes before this one: run the installer again",
+                )
+            try:
+                folder.mkdir(mode=0o755, exist_ok=True)
+            except OSError as error:
+                raise TransferFailed(f"{folder}: {error.strerror}") from error
+            # hosts.toml last: from then on it counts.
+            for name, data in sorted(files.items()):
+                write_file(folder / name, data, mode=_READABLE)
         if self._here:
             return ""
+        word = "folder" if len(folders) == 1 else "folders"
         return (
-            f"copy the folder {self._folder} to /etc/containerd/certs.d/ on each node now "
-            "(containerd's `config_path` must name that folder; no restart is needed)"
+            f"copy the {word} {', '.join(map(str, folders))} to /etc/containerd/certs.d/ on each "
+            "node now (containerd's `config_path` must name that folder; no restart is needed)"
         )

@@ -14,7 +14,7 @@ from installer.oci.bundle_store import BundleStore
 from installer.oci.copy import CopyItem, copy
 from installer.oci.hosts import RegistryConfig, RegistryEntry, RegistryHosts
 from installer.oci.registry import RegistryStore
-from installer.site.private import read_file
+from installer.site.private import read_file, read_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,13 +104,7 @@ class PushBundle:
             yield registry
 
     def _login(self) -> Credentials | None:
-        file = self._push.password_file
-        if not self._push.username:
+        push = self._push
+        if not push.username:
             return None
-        password = read_file(Path(file))
-        if password is None:
-            raise InvalidInput(f"{file}: there is no such file")
-        try:
-            return Credentials(self._push.username, password.decode().rstrip("\r\n"))
-        except UnicodeDecodeError:
-            raise InvalidInput(f"{file}: not UTF-8 text") from None
+        return Credentials(push.username, read_secret(Path(push.password_file)))

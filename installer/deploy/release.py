@@ -17,16 +17,16 @@ from urllib.parse import quote, quote_plus, unquote
 
 import msgspec
 
-from installer.deploy import daemon
 from installer.deploy.charts import find_chart, profile_values
-from installer.deploy.kubectl import troubles
+from installer.deploy.installed import ChartIdentity, InstalledRelease
 from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
+from installer.harbor.values import harbor_values, overlapping
 from installer.helm.chart import ChartArchive
 from installer.helm.images import find_images
 from installer.helm.overlay import image_overlay
 from installer.helm.values import coalesce, merge, unknown_keys
 from installer.site import credentials
-from installer.site.private import private_folder, write_file
+from installer.site.private import private_folder, read_secret, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from installer.helm.client import Helm
     from installer.helm.images import FoundImage
     from installer.site.credentials import HarborSecrets
+    from installer.site.harbor import Harbor
     from installer.site.model import Release
 
 _ISOLATED = {"trivy": {"skipUpdate": True, "skipJavaDBUpdate": True, "offlineScan": True}}
@@ -47,14 +48,6 @@ _NAMED = re.compile(r"\Aexisting|name\Z", re.IGNORECASE)
 _IN_URL = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
 _SHORTEST_SECRET = 6
 _WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet")
-_PENDING = "pending-"
-_FILE = "releases.json"
-
-
-class _Applied(msgspec.Struct, frozen=True):
-    """sha256 of the chart that each release was last brought to."""
-
-    charts: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -77,6 +70,8 @@ class HelmRelease:
         self._cluster = cluster
         self._release = release
         self._entry = find_chart(context.bundle.manifest, release)
+        self._identity = ChartIdentity(self._entry.name, self._entry.version, self._entry.sha256)
+        self._installed = InstalledRelease(context, release.release_namespace, release.release_name)
         self.namespace = release.release_namespace
         self.name = f"release:{release.key}"
         self.sentence = (
@@ -99,10 +94,9 @@ class HelmRelease:
         below: dict[str, Any] = _ISOLATED if release.harbor else {}
         layers = merge(below, profile_values(self._entry, release), release.values)
         if release.harbor is not None and secrets is not None:
-            self._check_choice()
-            layers = merge(
-                layers, secrets.values(), {"externalURL": release.harbor.external_url.rstrip("/")}
-            )
+            filled = merge(secrets.values(), self._sections(release.harbor, secrets))
+            self._check_choice(filled)
+            layers = merge(layers, filled)
         overlay = image_overlay(
             chart.values, layers, self._context.images.target, chart.app_version
         )
@@ -118,16 +112,43 @@ class HelmRelease:
             credentials.check_defaults(coalesce(chart.values, values), release.key)
         return values
 
-    def _check_choice(self) -> None:
-        values = self._release.values
-        chosen = list(credentials.chosen_elsewhere(values))
-        if "externalURL" in values:
-            chosen.append("externalURL")
+    def database_password(self) -> str | None:
+        """Password of Harbor's role in an external database, None before it is made."""
+        made = self._kept()
+        return self._database_password(made) if made else self._written_password()
+
+    def make_database_password(self) -> str:
+        """The same, made and kept if there is none yet."""
+        made = self.secrets()
+        if made is None:
+            raise ValueError(f"{self._release.key} is no Harbor")
+        return self._database_password(made)
+
+    def _database_password(self, made: HarborSecrets) -> str:
+        return self._written_password() or made.database_password
+
+    def _written_password(self) -> str | None:
+        database = self._release.harbor.database if self._release.harbor else None
+        if database is None or not database.password_file:
+            return None
+        return read_secret(Path(database.password_file))
+
+    def _sections(self, harbor: Harbor, made: HarborSecrets) -> dict[str, Any]:
+        redis_file = harbor.redis.password_file if harbor.redis else ""
+        return harbor_values(
+            harbor,
+            self._release.release_name,
+            database_password=self._database_password(made),
+            redis_password=read_secret(Path(redis_file)) if redis_file else "",
+        )
+
+    def _check_choice(self, filled: dict[str, Any]) -> None:
+        chosen = ", ".join(overlapping(filled, self._release.values))
         if chosen:
             raise InvalidInput(
-                f"release {self._release.key}: values: {', '.join(chosen)}: the installer fills it",
-                hint="harbor.externalURL and harbor.adminPasswordFile are yours to choose; "
-                "secrets are generated once and kept",
+                f"release {self._release.key}: values: {chosen}: the installer fills it",
+                hint="the section harbor of the release is where you choose: externalURL, "
+                "expose, storage, database, …; secrets are generated once and kept",
             )
 
     def preflight(self) -> None:
@@ -139,7 +160,11 @@ class HelmRelease:
         kept = self._kept()
         if kept is None:
             self._chosen_password()
-        if self._release.harbor is not None and kept is None and self._deployed() is not None:
+        if (
+            self._release.harbor is not None
+            and kept is None
+            and self._installed.found() is not None
+        ):
             raise PreflightFailed(
                 f"release {self._release.key} is there, but {self._context.state.folder} does not "
                 "have its secrets",
@@ -162,47 +187,28 @@ class HelmRelease:
 
     def check(self) -> bool:
         """Whether it is deployed with this chart and these values."""
-        deployed = self._deployed()
-        wanted = f"{self._entry.name}-{self._entry.version}"
-        if deployed is None or deployed.get("status") != "deployed":
-            return False
-        if deployed.get("chart") != wanted or self._applied().get(self._release.key) != (
-            self._entry.sha256
-        ):
-            return False
         secrets = self._kept()
         if self._release.harbor is not None and secrets is None:
             return False
-        there = self._context.helm.get_values(
-            self._release.release_name, self._release.release_namespace
-        )
-        return bool(_without_nulls(there) == _without_nulls(self.values(secrets)))
+        return self._installed.is_at(self._identity, self.values(secrets))
 
     def apply(self) -> str:
         """Render, check the images, and let Helm do it; raises DeploymentFailed."""
-        release, helm = self._release, self._context.helm
-        daemon.end_programs(helm.binary)
-        secrets = self._kept() or self._make_secrets(helm)
+        secrets = self.secrets()
         values = self.values(secrets)
-        self._render(helm, values, secrets)
-        self._clear_pending()
-        try:
-            helm.upgrade_install(
-                self._context.chart_file(self._entry),
-                release.release_name,
-                release.release_namespace,
-                values,
-                timeout=release.timeout,
-                secrets=self._secret_texts(secrets, values),
-            )
-        except DeploymentFailed as error:
-            found = troubles(self._context.kubectl, release.release_namespace)
-            if found:
-                error.hint = "; ".join([*found, error.hint])
-            raise
-        charts = {**self._applied(), release.key: self._entry.sha256}
-        self._context.state.write(_FILE, _Applied(charts))
+        self._render(self._context.helm, values, secrets)
+        self._installed.bring_to(
+            self._context.chart_file(self._entry),
+            self._identity,
+            values,
+            timeout=self._release.timeout,
+            secrets=self._secret_texts(secrets, values),
+        )
         return ""
+
+    def secrets(self) -> HarborSecrets | None:
+        """Harbor's secrets, made and kept if there are none yet; None for other charts."""
+        return self._kept() or self._make_secrets(self._context.helm)
 
     def _kept(self) -> HarborSecrets | None:
         if self._release.harbor is None:
@@ -245,33 +251,6 @@ class HelmRelease:
         self._context.images.check(images, release.key)
         return Rendering(install, images, secrets)
 
-    def _deployed(self) -> dict[str, Any] | None:
-        for found in self._context.helm.releases(self._release.release_namespace):
-            if found.get("name") == self._release.release_name:
-                return found
-        return None
-
-    def _clear_pending(self) -> None:
-        """Forget Helm's note of an operation that nobody is doing any more.
-
-        A Helm that was killed leaves its revision "pending", and each later one refuses to work.
-        The site's lock is held and our own Helm was ended, so nobody works on it. Only the note is
-        deleted (a Secret of type helm.sh/release.v1): objects stay, the next upgrade takes them.
-        """
-        deployed = self._deployed()
-        if deployed is None or not str(deployed.get("status", "")).startswith(_PENDING):
-            return
-        states = ",".join(f"{_PENDING}{what}" for what in ("install", "upgrade", "rollback"))
-        self._context.kubectl.run(
-            "delete",
-            "secret",
-            f"--namespace={self._release.release_namespace}",
-            f"--selector=owner=helm,name={self._release.release_name},status in ({states})",
-        )
-
-    def _applied(self) -> dict[str, str]:
-        return (self._context.state.read(_FILE, _Applied) or _Applied()).charts
-
     @staticmethod
     def _secret_texts(secrets: HarborSecrets | None, values: dict[str, Any]) -> tuple[str, ...]:
         """What people must not be shown: what was generated, and what values call a secret."""
@@ -301,13 +280,6 @@ def _called_secret(values: Any, *, secret: bool = False) -> Iterator[str]:
             password = unquote(login.partition(":")[2])
             if len(password) >= _SHORTEST_SECRET:
                 yield password
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop keys with null: Helm keeps or drops them, depending on its version."""
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return value
 
 
 def _htpasswd(helm: Helm, folder: Path, secrets: HarborSecrets) -> str:

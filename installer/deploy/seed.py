@@ -17,8 +17,8 @@ import requests
 from installer.deploy import daemon, systemd
 from installer.errors import DeploymentFailed, PreflightFailed
 from installer.site.authority import ensure_certificates, leaf_is_good, utc_now
-from installer.site.model import split_address
 from installer.site.private import read_file, write_file
+from installer.site.section import split_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,7 @@ class ServeBundle:
     def check(self) -> bool:
         """Whether it is served, by a process of ours, and with a certificate that lasts."""
         host = split_address(self._serve.address)[0]
-        if self._serve.tls and not leaf_is_good(self._folder, host, utc_now()):
+        if self._serve.tls and not leaf_is_good(self._folder, [host], utc_now()):
             return False
         if read_file(self._folder / "release.pub") != self._key:
             return False
@@ -113,7 +113,8 @@ class ServeBundle:
         write_file(folder / "release.pub", self._key)
         if self._serve.tls:
             host = split_address(self._serve.address)[0]
-            ensure_certificates(folder, self._site.name, host, utc_now())
+            subject = f"seed registry of {self._site.name}"
+            ensure_certificates(folder, subject, [host], utc_now())
         log = folder / "serve.log"
         daemon.stop(self._pid_file)
         if self._unit:

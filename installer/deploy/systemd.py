@@ -86,6 +86,17 @@ def is_active_with(name: str, argument: str) -> bool:
     return _is_active(name, f" {_quoted(argument)}")
 
 
+def control(*arguments: str) -> str:
+    """Run systemctl; gives what it complains of, nothing if it succeeded.
+
+    Raises DeploymentFailed when it can't be run.
+    """
+    result = _systemctl(*arguments)
+    if not result.returncode:
+        return ""
+    return result.stderr.strip()[:1000] or f"it ended with {result.returncode}"
+
+
 def _is_active(name: str, wanted: str) -> bool:
     text = read_file(_UNITS / name) or b""
     return wanted.encode() in text and _systemctl("is-active", "--quiet", name).returncode == 0

@@ -20,10 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from installer.errors import InvalidInput
-from installer.site.private import read_file
+from installer.site.private import read_secret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from installer.site.state import State
@@ -134,13 +133,7 @@ def generate(*, admin_password: str = "") -> HarborSecrets:
 
 def read_password(path: Path) -> str:
     """Read an admin password that a person chose; raises InvalidInput if Harbor would refuse it."""
-    data = read_file(path)
-    if data is None:
-        raise InvalidInput(f"{path}: there is no such file")
-    try:
-        word = data.decode().rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise InvalidInput(f"{path}: not UTF-8 text") from None
+    word = read_secret(path)
     if not _LENGTHS[0] <= len(word) <= _LENGTHS[1] or not _is_mixed(word):
         raise InvalidInput(
             f"{path}: Harbor takes {_LENGTHS[0]} to {_LENGTHS[1]} characters, among them a "
@@ -158,13 +151,6 @@ def keep(state: State, release: str, made: HarborSecrets) -> None:
     """Store the secrets of a release; those of the others stay."""
     all_kept = state.read(FILE, _Kept) or _Kept()
     state.write(FILE, _Kept({**all_kept.harbor, release: made}))
-
-
-def chosen_elsewhere(values: dict[str, Any]) -> Iterator[str]:
-    """Keys of profile or site values that the installer fills itself, as dotted paths."""
-    for path in _KEPT:
-        if _find(values, path) is not None:
-            yield ".".join(path)
 
 
 def check_defaults(values: dict[str, Any], release: str) -> None:

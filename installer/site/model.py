@@ -10,7 +10,6 @@ line.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -19,27 +18,25 @@ import msgspec
 from installer.documents import Document, load_document
 from installer.errors import InvalidInput
 from installer.oci.reference import Reference
+from installer.site.harbor import Harbor, problems
+from installer.site.section import PORTS, LocalFile, LocalFolder, Strict, absolute, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,51}[a-z0-9])?\Z")
 """A DNS label that also fits Helm's limit for release names (53)."""
-_PORTS = range(1, 65536)
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """Common to all sections: unknown keys are refused."""
-
-
-class Cluster(_Strict, frozen=True):
+class Cluster(Strict, frozen=True):
     """How the API server is reached; an empty ``context`` is the kubeconfig's current one."""
 
-    kubeconfig: str
+    kubeconfig: LocalFile
     context: str = ""
 
 
-class Serve(_Strict, frozen=True):
+class Serve(Strict, frozen=True):
     """The installer serves the bundle itself.
 
     ``listen`` is host:port on this machine, ``address`` the host:port that nodes reach it under.
@@ -53,45 +50,30 @@ class Serve(_Strict, frozen=True):
     service: Literal["auto", "systemd", "none"] = "auto"
 
 
-class Push(_Strict, frozen=True):
-    """A registry of the site takes the bundle's content: host:port, with a prefix if wanted.
-
-    ``ca`` and ``passwordFile`` are paths.
-    """
+class Push(Strict, frozen=True):
+    """A registry of the site takes the bundle's content: host:port, with a prefix if wanted."""
 
     registry: str
     plain_http: bool = msgspec.field(default=False, name="plainHTTP")
-    ca: str = ""
+    ca: LocalFile = ""
     username: str = ""
-    password_file: str = ""
+    password_file: LocalFile = ""
 
 
-class Seed(_Strict, frozen=True):
+class Seed(Strict, frozen=True):
     """The registry that nodes pull from: exactly one of the two ways."""
 
     serve: Serve | None = None
     push: Push | None = None
 
 
-class Nodes(_Strict, frozen=True):
+class Nodes(Strict, frozen=True):
     """How nodes learn of the seed registry: containerd's folder of hosts, if this is a node."""
 
-    containerd_certs_dir: str | None = None
+    containerd_certs_dir: LocalFolder = ""
 
 
-class Harbor(_Strict, frozen=True):
-    """What only Harbor has.
-
-    ``externalURL`` is how people reach it, ``ca`` the certificate authority (path) to check that
-    URL with, ``adminPasswordFile`` the first admin password if it shall not be a generated one.
-    """
-
-    external_url: str = msgspec.field(name="externalURL")
-    ca: str = ""
-    admin_password_file: str = ""
-
-
-class Release(_Strict, frozen=True):
+class Release(Strict, frozen=True):
     """A chart of the bundle, installed under a name; ``timeout`` in seconds.
 
     ``name`` and ``namespace`` are the chart's name unless given; ``version`` is needed only when
@@ -103,7 +85,7 @@ class Release(_Strict, frozen=True):
     name: str = ""
     namespace: str = ""
     profile: str = ""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = msgspec.field(default_factory=dict)
     timeout: int = 900
     harbor: Harbor | None = None
 
@@ -123,7 +105,7 @@ class Release(_Strict, frozen=True):
         return f"{self.release_namespace}/{self.release_name}"
 
 
-class Site(_Strict, frozen=True):
+class Site(Strict, frozen=True):
     """One installation. ``channel`` empty: the site follows the channel of its first bundle."""
 
     api_version: Literal["site/v1"]
@@ -151,52 +133,7 @@ def read_site(path: Path) -> Site:
     document = load_document(path, Site, hint="manifests/sites/minimal.yaml is one to start from")
     site = document.value
     _check(document)
-    folder = path.absolute().parent
-
-    def absolute(text: str) -> str:
-        return str(folder / Path(text).expanduser()) if text else ""
-
-    seed = site.seed
-    if seed.push is not None:
-        seed = Seed(
-            push=msgspec.structs.replace(
-                seed.push,
-                ca=absolute(seed.push.ca),
-                password_file=absolute(seed.push.password_file),
-            )
-        )
-    certs = site.nodes.containerd_certs_dir
-    return msgspec.structs.replace(
-        site,
-        cluster=msgspec.structs.replace(site.cluster, kubeconfig=absolute(site.cluster.kubeconfig)),
-        seed=seed,
-        nodes=Nodes(absolute(certs) if certs else None),
-        releases=tuple(
-            msgspec.structs.replace(
-                release,
-                harbor=msgspec.structs.replace(
-                    release.harbor,
-                    ca=absolute(release.harbor.ca),
-                    admin_password_file=absolute(release.harbor.admin_password_file),
-                ),
-            )
-            if release.harbor
-            else release
-            for release in site.releases
-        ),
-    )
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` (IPv6 in brackets); raises InvalidInput."""
-    try:
-        parts = urlsplit(f"//{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or port not in _PORTS or port is None or parts.netloc != text or "@" in text:
-        raise InvalidInput(f"not a host:port: {text[:100]!r}", hint="for example 10.0.0.5:5000")
-    return host, port
+    return absolute(site, path.absolute().parent)
 
 
 def _check(document: Document[Site]) -> None:
@@ -235,6 +172,12 @@ def _check(document: Document[Site]) -> None:
             )
         if release.harbor is not None:
             _check_url(document, release.harbor.external_url, index)
+            for path, message, hint in problems(release.harbor):
+                key = ".".join(("harbor", *path))
+                raise InvalidInput(
+                    f"{document.where(*at, 'harbor', *path)}: releases[{index}].{key}: {message}",
+                    hint=hint,
+                )
 
 
 def _check_seed(document: Document[Site]) -> None:
@@ -283,7 +226,7 @@ def _check_url(document: Document[Site], url: str, index: int) -> None:
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname)
-        good = good and (parts.port is None or parts.port in _PORTS)
+        good = good and (parts.port is None or parts.port in PORTS)
     except ValueError:
         good = False
     if not good or parts.username or parts.path not in ("", "/") or parts.query or parts.fragment:

@@ -97,3 +97,17 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_secret(path: Path) -> str:
+    """Read a password that a person wrote into a file, without its line's end; InvalidInput."""
+    data = read_file(path)
+    if data is None:
+        raise InvalidInput(f"{path}: there is no such file")
+    try:
+        word = data.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path}: not UTF-8 text") from None
+    if "\n" in word or "\0" in word:
+        raise InvalidInput(f"{path}: not one line with a password")
+    return word

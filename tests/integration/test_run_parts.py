@@ -28,7 +28,8 @@ from installer.deploy.tools import Toolbox
 from installer.errors import InvalidInput, PreflightFailed
 from installer.helm.images import find_images
 from installer.site import credentials
-from installer.site.model import Cluster, Harbor, Push, Release, Seed, Serve, Site
+from installer.site.harbor import Harbor
+from installer.site.model import Cluster, Push, Release, Seed, Serve, Site
 from installer.site.state import State
 from tests.bundles import make_bundle, open_bundle
 from tests.integration.test_run_process import ApiServer

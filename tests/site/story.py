@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -127,8 +127,13 @@ class Story:
         return json.loads(self.cluster.run(argv).stdout)
 
     def revision(self) -> tuple[str, str, str]:
-        """Revision, status and chart of the release."""
+        """Revision, status and chart of the only release."""
         (found,) = self.helm("list")
+        return found["revision"], found["status"], found["chart"]
+
+    def revision_of(self, release: str) -> tuple[str, str, str]:
+        """The same of one among several."""
+        (found,) = [one for one in self.helm("list") if one["name"] == release]
         return found["revision"], found["status"], found["chart"]
 
     def pods(self) -> list[dict[str, Any]]:
@@ -193,13 +198,16 @@ class Story:
         )
 
 
+S = TypeVar("S", bound=Story)
+
+
 @contextmanager
-def told(cluster: Cluster, folder: Path, before: Outbound, **what: Any) -> Iterator[Story]:
-    """Begin a story; at the end its namespace, seed registry and hosts.toml go.
+def told(story: S) -> Iterator[S]:
+    """Tell a story; at the end its namespace, seed registry and hosts.toml go.
 
     The namespace goes in the background: no other story uses its name or its node port.
     """
-    story = Story(cluster, folder, before, **what)
+    cluster = story.cluster
     hosts = set(cluster.certs_dir.iterdir())
     try:
         yield story

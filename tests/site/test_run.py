@@ -54,7 +54,7 @@ def story(
     bundles: Mapping[str, Made],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Story]:
-    with told(cluster, tmp_path_factory.mktemp("serve"), before) as story:
+    with told(Story(cluster, tmp_path_factory.mktemp("serve"), before)) as story:
         for name, made in bundles.items():
             story.carry(name, made.path, connected.public_key)
         # bundler makes none for an architecture that Harbor has no images for

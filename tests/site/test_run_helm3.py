@@ -37,14 +37,16 @@ def story(
     made = connected.make("helm3", "2.15", helm=3)
     seed = {"serve": {"listen": SEED, "address": SEED, "tls": False, "service": "none"}}
     with told(
-        cluster,
-        tmp_path_factory.mktemp("helm3"),
-        before,
-        namespace="harbor-helm3",
-        port=30022,
-        helm_major=3,
-        seed=seed,
-        release={"profile": "metrics"},
+        Story(
+            cluster,
+            tmp_path_factory.mktemp("helm3"),
+            before,
+            namespace="harbor-helm3",
+            port=30022,
+            helm_major=3,
+            seed=seed,
+            release={"profile": "metrics"},
+        )
     ) as story:
         story.carry("new", made.path, connected.public_key)
         yield story

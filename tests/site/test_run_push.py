@@ -86,13 +86,15 @@ def story(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Story]:
     with told(
-        cluster,
-        tmp_path_factory.mktemp("push"),
-        before,
-        namespace="registry",
-        port=30012,
-        seed={"push": {"registry": PREFIX, "ca": str(site_registry.ca)}},
-        release={"profile": "nodeport", "values": {"persistence": {"enabled": False}}},
+        Story(
+            cluster,
+            tmp_path_factory.mktemp("push"),
+            before,
+            namespace="registry",
+            port=30012,
+            seed={"push": {"registry": PREFIX, "ca": str(site_registry.ca)}},
+            release={"profile": "nodeport", "values": {"persistence": {"enabled": False}}},
+        )
     ) as story:
         story.carry("new", bundles["new"].path, connected.public_key)
         yield story

@@ -68,7 +68,7 @@ def state(tmp_path: Path) -> Iterator[State]:
         yield state
 
 
-def site(seed: Seed, certs: str | None = None) -> Site:
+def site(seed: Seed, certs: str = "") -> Site:
     return Site("site/v1", "Site", "s", Cluster("k"), seed, (), nodes=Nodes(certs))
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from installer.errors import InvalidInput
-from installer.site.model import read_site, split_address
+from installer.site.model import read_site
+from installer.site.section import split_address
 
 MINIMAL = Path(__file__).parents[2] / "manifests" / "sites" / "minimal.yaml"
 

@@ -1,0 +1,187 @@
+"""The companion chart: what Harbor stands on and its own chart does not make.
+
+A volume with its claim, folders in it that belong to the right users, Secrets with the certificate
+and with the authorities that Harbor trusts. It ships with the installer (``manifests/companion``)
+and is installed by the bundle's Helm as a release of its own before Harbor's. Its only image, for
+the job that makes the folders, is one of Harbor's own from the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from installer.deploy.installed import ChartIdentity, InstalledRelease
+from installer.errors import PreflightFailed
+from installer.harbor import values as chart_values
+from installer.site.private import private_folder, read_file, write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from importlib.resources.abc import Traversable
+
+    from installer.deploy.context import Context
+    from installer.site.certificate import TlsFiles
+    from installer.site.model import Release
+
+_SHELLS = ("goharbor/harbor-db", "goharbor/registry-photon")
+"""Images of Harbor's with a shell, mkdir and chown; the first that the bundle has is taken."""
+
+
+class Companion:
+    """Bring the release ``NAME-companion`` to what site.yaml says of ``release``, a Harbor."""
+
+    def __init__(
+        self, context: Context, release: Release, tls: Callable[[], TlsFiles | None]
+    ) -> None:
+        """``tls`` gives the certificate, None before it is made."""
+        if release.harbor is None:
+            raise ValueError(f"{release.key} is no Harbor")
+        self._context = context
+        self._release = release
+        self._harbor = release.harbor
+        self._tls = tls
+        self._installed = InstalledRelease(
+            context, release.release_namespace, f"{release.release_name}-companion"
+        )
+        self.name = f"companion:{release.key}"
+
+    @property
+    def sentence(self) -> str:
+        """What applying it does."""
+        values = self.values()
+        parts = {
+            "volume": "the volume",
+            "tls": "the certificate",
+            "caBundle": "the trusted authorities",
+        }
+        named = [text for key, text in parts.items() if key in values]
+        return f"Give {self._release.key} " + " and ".join(filter(None, named))
+
+    def is_needed(self) -> bool:
+        """Whether site.yaml asks for anything that the chart makes."""
+        return bool(self.values())
+
+    def values(self) -> dict[str, Any]:
+        """Values of the companion chart; certificates are missing before they are made."""
+        values: dict[str, Any] = {}
+        if volume := self._volume():
+            values["volume"] = volume
+            values["folders"] = [
+                {"name": name, "owner": owner} for name, owner in chart_values.OWNERS.items()
+            ]
+            values["image"] = self._shell()
+        certificate = self._harbor.certificate
+        if chart_values.speaks_tls(self._harbor) and certificate and not certificate.secret:
+            files = self._tls()
+            values["tls"] = {"name": chart_values.tls_name(self._release.release_name)} | (
+                {
+                    "certificate": files.chain.decode(),
+                    "key": files.key.decode(),
+                    "ca": files.ca.decode(),
+                }
+                if files
+                else {}
+            )
+        if trusted := chart_values.trusted_files(self._harbor):
+            data = b"\n".join((read_file(Path(path)) or b"").strip() for path in trusted)
+            values["caBundle"] = {
+                "name": chart_values.ca_name(self._release.release_name),
+                "certificates": data.decode(errors="replace") + "\n",
+            }
+        return values
+
+    def _volume(self) -> dict[str, Any]:
+        storage = self._harbor.storage
+        if storage is None or not (storage.nfs or storage.host_path):
+            return {}
+        release = self._release
+        volume: dict[str, Any] = {
+            # Volumes have no namespace: the name has to tell sites of one cluster apart.
+            "name": f"{self._context.site.name}-{release.key.replace('/', '-')}",
+            "claim": chart_values.volume_name(release.release_name),
+        }
+        if nfs := storage.nfs:
+            return volume | {
+                "size": nfs.size,
+                "mountOptions": list(nfs.mount_options),
+                "source": {"nfs": {"server": nfs.server, "path": nfs.path}},
+            }
+        if folder := storage.host_path:
+            volume |= {
+                "size": folder.size,
+                "source": {"hostPath": {"path": folder.path, "type": "DirectoryOrCreate"}},
+            }
+        return volume
+
+    def _shell(self) -> str:
+        for name in _SHELLS:
+            if found := self._context.images.named(name):
+                return str(found)
+        raise PreflightFailed(
+            f"release {self._release.key}: the bundle has none of {', '.join(_SHELLS)}",
+            hint="one of them makes the folders in the volume: build the bundle with Harbor's "
+            "default profile",
+        )
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        return dict(_files(resources.files("manifests").joinpath("companion")))
+
+    @cached_property
+    def _chart(self) -> ChartIdentity:
+        described = yaml.safe_load(self._files["Chart.yaml"])
+        digest = hashlib.sha256()
+        for name, data in sorted(self._files.items()):
+            digest.update(f"{name}\0{len(data)}\0".encode() + data)
+        return ChartIdentity(described["name"], described["version"], digest.hexdigest())
+
+    def _unpacked(self) -> Path:
+        folder = private_folder(self._context.workspace / "companion")
+        private_folder(folder / "templates")
+        for name, data in self._files.items():
+            write_file(folder / name, data)
+        return folder
+
+    def rendered(self) -> str:
+        """Give its objects, for review; raises InvalidInput."""
+        return self._context.helm.template(
+            self._unpacked(), self._installed.name, self._installed.namespace, self.values()
+        )
+
+    def preflight(self) -> None:
+        """Refuse what can be refused before anything is changed; raises PreflightFailed."""
+        self.values()
+
+    def check(self) -> bool:
+        """Whether it is deployed with these values."""
+        values = self.values()
+        if "tls" in values and "key" not in values["tls"]:
+            return False
+        return self._installed.is_at(self._chart, values)
+
+    def apply(self) -> str:
+        """Install or upgrade it; raises DeploymentFailed, also when the volume can't be used."""
+        values = self.values()
+        secrets = [values["tls"]["key"]] if "tls" in values else []
+        self._installed.bring_to(
+            self._unpacked(),
+            self._chart,
+            values,
+            timeout=self._release.timeout,
+            secrets=secrets,
+        )
+        return ""
+
+
+def _files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry, f"{prefix}{entry.name}/")
+        else:
+            yield f"{prefix}{entry.name}", entry.read_bytes()

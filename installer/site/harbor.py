@@ -1,0 +1,288 @@
+"""The section of ``site.yaml`` that only Harbor has: where it is reached, what it stands on.
+
+Each part names exactly one of several ways (``storage: {nfs: …}``). A part that is left out leaves
+that to the chart's values: the internal database, no storage of its own, plain HTTP. What is
+written here is translated into chart values in one place (``installer.harbor.values``), so that
+nobody has to know which key today's chart reads and which one it ignores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from installer.errors import InvalidInput
+from installer.site.section import PORTS, LocalFile, OnceFile, OutputFile, Strict, split_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Problem = tuple[tuple[str, ...], str, str]
+    """Key path below ``harbor``, what is wrong there, and what to do."""
+
+
+_IDENTIFIER = 63
+"""Longest name in PostgreSQL, in bytes (NAMEDATALEN - 1); it would cut a longer one off."""
+
+
+class Expose(Strict, frozen=True):
+    """How Harbor is reached in the cluster; ports are those of every node, for ``nodePort``.
+
+    ``ingressClass`` is for ``ingress``, ``address`` the fixed IP of a ``loadBalancer``.
+    """
+
+    type: Literal["nodePort", "clusterIP", "loadBalancer", "ingress"] = "nodePort"
+    http_port: int = 30002
+    https_port: int = 30003
+    ingress_class: str = ""
+    address: str = ""
+
+
+class SelfSigned(Strict, frozen=True):
+    """A certificate authority made once for the site; ``names`` are further SANs."""
+
+    names: tuple[str, ...] = ()
+
+
+class Provided(Strict, frozen=True):
+    """A certificate that somebody issued: the chain, leaf first, and its key, both PEM.
+
+    ``ca`` is what clients check it with, if that is no authority that everybody knows.
+    """
+
+    certificate: LocalFile
+    key: LocalFile
+    ca: LocalFile = ""
+
+
+class Certificate(Strict, frozen=True):
+    """Who vouches for ``externalURL``: exactly one of these.
+
+    ``secret`` names a Secret of type kubernetes.io/tls that is in Harbor's namespace already.
+    """
+
+    self_signed: SelfSigned | None = None
+    provided: Provided | None = None
+    secret: str = ""
+
+
+class Nfs(Strict, frozen=True):
+    """An export that all components share, each in a folder of its own.
+
+    ``size`` is a Kubernetes quantity: what the volume is declared with, NFS enforces nothing.
+    """
+
+    server: str
+    path: str
+    size: str = "200Gi"
+    mount_options: tuple[str, ...] = ("hard", "nfsvers=4.1")
+
+
+class HostPath(Strict, frozen=True):
+    """A folder on the only node; ``size`` is what the volume is declared with."""
+
+    path: str
+    size: str = "200Gi"
+
+
+class Ephemeral(Strict, frozen=True):
+    """Data lives as long as its pods do: for trials."""
+
+
+class Sizes(Strict, frozen=True):
+    """What each component's volume holds, as a Kubernetes quantity; empty: the chart's default."""
+
+    registry: str = ""
+    jobservice: str = ""
+    database: str = ""
+    redis: str = ""
+    trivy: str = ""
+
+
+class Storage(Strict, frozen=True):
+    """Where Harbor keeps its data: exactly one of these.
+
+    ``hostPath`` is a folder of the node, for a cluster of one; ``claim`` a PersistentVolumeClaim
+    (ReadWriteMany) that is in Harbor's namespace already; ``storageClass`` makes one volume for
+    each component, of ``sizes`` by component.
+    """
+
+    nfs: Nfs | None = None
+    host_path: HostPath | None = None
+    claim: str = ""
+    storage_class: str = ""
+    ephemeral: Ephemeral | None = None
+    sizes: Sizes | None = None
+
+
+class Admin(Strict, frozen=True):
+    """A PostgreSQL account that may make roles and databases; used only for that."""
+
+    username: str
+    password_file: OnceFile
+    database: str = "postgres"
+
+
+class Database(Strict, frozen=True):
+    """An external PostgreSQL; ``ca`` is for ``verify-ca`` and ``verify-full``.
+
+    Without ``passwordFile`` the password is generated and kept, which takes an ``admin`` who makes
+    the role.
+    """
+
+    host: str
+    port: int = 5432
+    name: str = "registry"
+    username: str = "harbor"
+    password_file: LocalFile = ""
+    ssl_mode: Literal["disable", "require", "verify-ca", "verify-full"] = "verify-full"
+    ca: LocalFile = ""
+    admin: Admin | None = None
+
+
+class Redis(Strict, frozen=True):
+    """An external Redis: host:port, or several of Sentinel's together with ``sentinelMaster``."""
+
+    addresses: tuple[str, ...]
+    sentinel_master: str = ""
+    username: str = ""
+    password_file: LocalFile = ""
+    tls: bool = False
+    ca: LocalFile = ""
+
+
+class HAProxy(Strict, frozen=True):
+    """HAProxy in front of the node ports.
+
+    ``nodes`` are the hosts behind it, ``listen`` and ``redirect`` host:port on the machine that it
+    runs on (``redirect`` empty: none). ``terminate`` speaks TLS itself with Harbor's certificate
+    and plain HTTP to the nodes; ``passthrough`` leaves TLS to Harbor. ``file`` is where the
+    configuration goes; with ``service`` it is this machine's HAProxy, which is reloaded.
+    """
+
+    nodes: tuple[str, ...]
+    mode: Literal["terminate", "passthrough"] = "terminate"
+    listen: str = "0.0.0.0:443"
+    redirect: str = "0.0.0.0:80"
+    stats: str = "127.0.0.1:8404"
+    file: OutputFile = "/etc/haproxy/haproxy.cfg"
+    service: bool = True
+
+
+class LoadBalancer(Strict, frozen=True):
+    """What stands before the cluster; today that is HAProxy or nothing of ours."""
+
+    haproxy: HAProxy
+
+
+class Harbor(Strict, frozen=True):
+    """What only Harbor has.
+
+    ``externalURL`` is how people reach it, ``ca`` the certificate authority to check that URL
+    with, ``adminPasswordFile`` the first admin password if it shall not be a generated one.
+    """
+
+    external_url: str = msgspec.field(name="externalURL")
+    ca: LocalFile = ""
+    admin_password_file: OnceFile = ""
+    expose: Expose | None = None
+    certificate: Certificate | None = None
+    storage: Storage | None = None
+    database: Database | None = None
+    redis: Redis | None = None
+    load_balancer: LoadBalancer | None = None
+
+
+def problems(harbor: Harbor) -> Iterator[Problem]:
+    """What the types can't say: which parts exclude or need each other."""
+    certificate, storage, balancer = harbor.certificate, harbor.storage, harbor.load_balancer
+    expose = harbor.expose or Expose()
+    if certificate is not None:
+        yield from _exactly_one(("certificate",), certificate)
+        if harbor.external_url.startswith("http:"):
+            yield ("certificate",), "externalURL is http", "write https:// there, or leave this out"
+    if storage is not None:
+        yield from _exactly_one(("storage",), storage, others=("sizes",))
+    for name, port in (("httpPort", expose.http_port), ("httpsPort", expose.https_port)):
+        if port not in PORTS:
+            yield ("expose", name), "not a port", ""
+    if harbor.database is not None:
+        yield from _database_problems(harbor.database)
+    if harbor.redis is not None:
+        yield from _redis_problems(harbor.redis)
+    if balancer is not None:
+        yield from _haproxy_problems(harbor, balancer.haproxy)
+
+
+def _exactly_one(
+    path: tuple[str, ...], section: msgspec.Struct, others: tuple[str, ...] = ()
+) -> Iterator[Problem]:
+    ways: dict[str, Any] = {
+        field.encode_name: getattr(section, field.name)
+        for field in msgspec.structs.fields(section)
+        if field.name not in others
+    }
+    if len([way for way in ways.values() if way not in (None, "")]) != 1:
+        yield path, f"give exactly one of {', '.join(ways)}", ""
+
+
+def _database_problems(database: Database) -> Iterator[Problem]:
+    path = ("database",)
+    for key, name in (("name", database.name), ("username", database.username)):
+        if not 0 < len(name.encode()) <= _IDENTIFIER:
+            yield (*path, key), f"PostgreSQL takes 1 to {_IDENTIFIER} bytes", ""
+    if not database.host:
+        yield (*path, "host"), "it is empty", ""
+    if database.host in ("localhost", "127.0.0.1", "::1"):
+        yield (*path, "host"), "pods would look for it in themselves", "write its address or name"
+    if database.admin is not None and database.admin.username == database.username:
+        yield (*path, "username"), "it is the admin's", "Harbor gets a role of its own"
+    if database.port not in PORTS:
+        yield (*path, "port"), "not a port", ""
+    if not database.password_file and database.admin is None:
+        yield (
+            path,
+            "neither passwordFile nor admin",
+            f"name a file with the password of {database.username}, or an admin who makes the role",
+        )
+    if database.ca and not database.ssl_mode.startswith("verify-"):
+        hint = "write sslMode: verify-full, or leave ca out"
+        yield (*path, "ca"), f"nothing is verified with sslMode {database.ssl_mode}", hint
+
+
+def _redis_problems(redis: Redis) -> Iterator[Problem]:
+    if not redis.addresses:
+        yield ("redis", "addresses"), "none is given", "for example [10.0.0.7:6379]"
+    if len(redis.addresses) > 1 and not redis.sentinel_master:
+        hint = "with Sentinel write sentinelMaster, without it only one address"
+        yield ("redis", "addresses"), "there are several", hint
+    for address in redis.addresses:
+        yield from _address_problems(("redis", "addresses"), address)
+    if redis.ca and not redis.tls:
+        yield ("redis", "ca"), "nothing is verified without tls", "write tls: true"
+
+
+def _haproxy_problems(harbor: Harbor, haproxy: HAProxy) -> Iterator[Problem]:
+    path = ("loadBalancer", "haproxy")
+    expose = harbor.expose or Expose()
+    if expose.type != "nodePort":
+        yield path, f"expose.type is {expose.type}", "HAProxy stands before node ports"
+    if not haproxy.nodes:
+        yield (*path, "nodes"), "none is given", "the addresses of the cluster's nodes"
+    if harbor.certificate is None:
+        yield path, "harbor.certificate is missing", "HAProxy or Harbor behind it speaks TLS"
+    elif haproxy.mode == "terminate" and harbor.certificate.secret:
+        hint = "use mode: passthrough, or certificate: {provided: …}"
+        yield path, "HAProxy can't read the certificate out of a Secret", hint
+    yield from _address_problems((*path, "listen"), haproxy.listen)
+    for name in ("redirect", "stats"):
+        if text := getattr(haproxy, name):
+            yield from _address_problems((*path, name), text)
+
+
+def _address_problems(path: tuple[str, ...], text: str) -> Iterator[Problem]:
+    try:
+        split_address(text)
+    except InvalidInput as error:
+        yield path, error.message, error.hint

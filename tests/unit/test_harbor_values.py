@@ -1,0 +1,197 @@
+"""The sections of site.yaml in today's chart values, held against the published charts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from installer.harbor import values as harbor_values
+from installer.harbor.values import overlapping
+from installer.helm.chart import ChartArchive
+from installer.helm.values import unknown_keys
+from installer.site.harbor import Harbor, problems
+
+CHARTS = Path(os.environ.get("AIRGAP_SHARED") or Path(__file__).parents[3] / "shared") / "charts"
+URL = "https://harbor.plant.example"
+HAPROXY = {"haproxy": {"nodes": ["10.0.0.1"]}}
+
+
+def harbor(**sections: Any) -> Harbor:
+    found = msgspec.convert({"externalURL": URL} | sections, Harbor)
+    assert not list(problems(found)), list(problems(found))
+    return found
+
+
+def complaints(**sections: Any) -> list[str]:
+    found = msgspec.convert({"externalURL": URL} | sections, Harbor)
+    return [f"{'.'.join(path)}: {message}" for path, message, _ in problems(found)]
+
+
+def values(**sections: Any) -> dict[str, Any]:
+    return harbor_values.harbor_values(
+        harbor(**sections), "harbor", database_password="db word", redis_password="redis word"
+    )
+
+
+EVERYTHING: dict[str, dict[str, Any]] = {
+    "demo": {
+        "expose": {"type": "nodePort", "httpPort": 30002},
+        "certificate": {"selfSigned": {}},
+        "storage": {"nfs": {"server": "10.0.0.9", "path": "/srv/harbor"}},
+        "database": {"host": "10.0.0.8", "passwordFile": "p", "ca": "ca.pem"},
+        "redis": {"addresses": ["a:26379", "b:26379"], "sentinelMaster": "m", "tls": True},
+        "loadBalancer": HAPROXY,
+    },
+    "ingress": {
+        "expose": {"type": "ingress", "ingressClass": "nginx"},
+        "certificate": {"provided": {"certificate": "c", "key": "k"}},
+        "storage": {"storageClass": "fast", "sizes": {"registry": "500Gi", "jobservice": "2Gi"}},
+    },
+    "loadBalancer": {
+        "expose": {"type": "loadBalancer", "address": "10.0.0.7"},
+        "certificate": {"secret": "theirs"},
+        "storage": {"claim": "theirs"},
+    },
+    "trial": {"storage": {"ephemeral": {}}, "expose": {}},
+}
+
+
+@pytest.mark.parametrize("chart", ["harbor-1.18.4.tgz", "harbor-1.19.1.tgz"])
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_every_key_is_one_of_the_chart(name: str, chart: str) -> None:
+    path = CHARTS / chart
+    if not path.is_file():
+        pytest.skip(f"{path} is not there: set AIRGAP_SHARED to the folder with the charts")
+    archive = ChartArchive.read(path.read_bytes(), chart)
+    assert not list(
+        unknown_keys(values(**EVERYTHING[name]), archive.values, commented=archive.commented)
+    )
+
+
+def test_sections_that_are_left_out_are_left_to_the_chart() -> None:
+    assert values() == {"externalURL": URL}
+
+
+def test_each_component_has_a_folder_of_its_own_in_the_shared_volume() -> None:
+    claims = values(storage={"nfs": {"server": "n", "path": "/x"}})["persistence"][
+        "persistentVolumeClaim"
+    ]
+    found = [claims["jobservice"]["jobLog"], *(claims[c] for c in claims if c != "jobservice")]
+    assert {claim["existingClaim"] for claim in found} == {"harbor-data"}
+    assert len({claim["subPath"] for claim in found}) == len(found) == 5
+    assert not any(claim["subPath"].startswith("/") for claim in found)
+
+
+def test_a_volume_of_one_node_is_let_go_before_the_next_pod_comes() -> None:
+    found = values(storage={"storageClass": "fast", "sizes": {"registry": "9Gi"}})
+    assert found["updateStrategy"] == {"type": "Recreate"}
+    registry = found["persistence"]["persistentVolumeClaim"]["registry"]
+    assert registry == {"storageClass": "fast", "size": "9Gi"}
+    assert "updateStrategy" not in values(storage={"claim": "shared"})
+
+
+def test_tls_ends_at_haproxy_or_at_harbor() -> None:
+    sections: dict[str, Any] = {"certificate": {"selfSigned": {}}}
+    ended = values(**sections, loadBalancer=HAPROXY)
+    assert ended["expose"]["tls"] == {"enabled": False}
+    passthrough = {"haproxy": HAPROXY["haproxy"] | {"mode": "passthrough"}}
+    for more in ({"loadBalancer": passthrough}, {}):
+        tls = values(**sections, **more)["expose"]["tls"]
+        assert tls == {
+            "enabled": True,
+            "certSource": "secret",
+            "secret": {"secretName": "harbor-external-tls"},
+        }
+    theirs = values(certificate={"secret": "theirs"})["expose"]["tls"]["secret"]
+    assert theirs == {"secretName": "theirs"}
+
+
+def test_external_database_and_redis() -> None:
+    found = values(**EVERYTHING["demo"])
+    assert found["database"]["external"] == {
+        "host": "10.0.0.8", "port": "5432", "username": "harbor", "password": "db word",
+        "coreDatabase": "registry", "sslmode": "verify-full",
+    }  # fmt: skip
+    assert found["redis"]["external"]["addr"] == "a:26379,b:26379"
+    assert found["redis"]["external"]["password"] == "redis word"
+    assert found["caBundleSecretName"] == "harbor-ca-bundle"
+    assert "caBundleSecretName" not in values(**EVERYTHING["ingress"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "complaint"),
+    [
+        ({"certificate": {}}, "certificate: give exactly one of selfSigned, provided, secret"),
+        ({"certificate": {"selfSigned": {}, "secret": "x"}}, "certificate: give exactly one of"),
+        ({"storage": {}}, "storage: give exactly one of nfs, hostPath, claim, storageClass"),
+        ({"storage": {"claim": "x", "ephemeral": {}}}, "storage: give exactly one of"),
+        ({"database": {"host": "h"}}, "database: neither passwordFile nor admin"),
+        ({"database": {"host": "", "passwordFile": "p"}}, "database.host: it is empty"),
+        ({"database": {"host": "::1", "passwordFile": "p"}}, "database.host: pods would look"),
+        (
+            {"database": {"host": "h", "passwordFile": "p", "name": "x" * 64}},
+            "database.name: PostgreSQL takes 1 to 63 bytes",
+        ),
+        (
+            {
+                "database": {
+                    "host": "h",
+                    "username": "postgres",
+                    "admin": {"username": "postgres", "passwordFile": "p"},
+                }
+            },
+            "database.username: it is the admin's",
+        ),
+        ({"database": {"host": "h", "passwordFile": "p", "port": 0}}, "database.port: not a port"),
+        (
+            {"database": {"host": "h", "passwordFile": "p", "ca": "c", "sslMode": "require"}},
+            "database.ca: nothing is verified with sslMode require",
+        ),
+        ({"redis": {"addresses": []}}, "redis.addresses: none is given"),
+        ({"redis": {"addresses": ["a:1", "b:1"]}}, "redis.addresses: there are several"),
+        ({"redis": {"addresses": ["a"]}}, "redis.addresses: not a host:port"),
+        ({"redis": {"addresses": ["a:1"], "ca": "c"}}, "redis.ca: nothing is verified"),
+        ({"expose": {"httpPort": 70000}}, "expose.httpPort: not a port"),
+        ({"loadBalancer": HAPROXY}, "loadBalancer.haproxy: harbor.certificate is missing"),
+        (
+            {"loadBalancer": {"haproxy": {"nodes": []}}, "certificate": {"selfSigned": {}}},
+            "loadBalancer.haproxy.nodes: none is given",
+        ),
+        (
+            {"loadBalancer": HAPROXY, "certificate": {"secret": "x"}},
+            "loadBalancer.haproxy: HAProxy can't read the certificate out of a Secret",
+        ),
+        (
+            {"loadBalancer": HAPROXY, "certificate": {"selfSigned": {}},
+             "expose": {"type": "ingress"}},
+            "loadBalancer.haproxy: expose.type is ingress",
+        ),
+        (
+            {"loadBalancer": {"haproxy": {"nodes": ["n"], "listen": "443"}},
+             "certificate": {"selfSigned": {}}},
+            "loadBalancer.haproxy.listen: not a host:port",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "site",
+)  # fmt: skip
+def test_what_excludes_or_needs_what(sections: dict[str, Any], complaint: str) -> None:
+    found = complaints(**sections)
+    assert len(found) == 1, found
+    assert found[0].startswith(complaint)
+
+
+def test_a_certificate_for_plain_http_is_refused() -> None:
+    found = msgspec.convert({"externalURL": "http://h", "certificate": {"selfSigned": {}}}, Harbor)
+    assert [message for _, message, _ in problems(found)] == ["externalURL is http"]
+
+
+def test_keys_that_are_filled_are_found_in_what_a_person_wrote() -> None:
+    filled = {"a": {"b": 1, "c": {"d": 2}}, "e": "f"}
+    assert list(overlapping(filled, {"a": {"x": 1}, "g": 2, "e2": {}})) == []
+    assert list(overlapping(filled, {"a": {"b": 3}, "e": ""})) == ["a.b", "e"]
+    assert list(overlapping(filled, {"a": {"c": "text"}})) == ["a.c"]
+    assert list(overlapping(filled, {"a": {"c": {}}})) == []
