@@ -20,8 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from installer.deploy import database as module
-from installer.deploy.database import PrepareDatabase, setup_sql
+from installer.deploy import postgresql as module
+from installer.deploy.database import PrepareDatabase
 from installer.errors import AirgapError, DeploymentFailed, InvalidInput, PreflightFailed
 from installer.site.harbor import Admin, Database
 from tests.integration.servers import _running, free_port
@@ -330,13 +330,14 @@ def test_the_hints_sql_is_what_a_dba_needs(server: Server) -> None:
     site.works()
 
 
-def test_setup_sql_runs_in_psql(server: Server) -> None:
+def test_the_sql_for_a_dba_runs_in_psql(server: Server) -> None:
     site = Site(server, username='odd "name"', name="of 'a' ship")
     site.kept = PASSWORD
-    text = setup_sql(site.database).replace("'<from the file>'", pg8000.native.literal(PASSWORD))
+    made = (module.sql_role(site.database), module.sql_database(site.database))
+    text = ";\n".join(made).replace("'<from the file>'", pg8000.native.literal(PASSWORD))
     login = f"host={server.folder} port={server.port} user={USER} dbname=postgres"
     psql: list[str | Path] = [postgresql("psql"), "--no-psqlrc", "--set=ON_ERROR_STOP=1", login]
-    subprocess.run(psql, input=text, text=True, check=True, capture_output=True)
+    subprocess.run(psql, input=f"{text};", text=True, check=True, capture_output=True)
     assert site.step.check()
 
 
@@ -706,6 +707,6 @@ def test_server_that_dies_in_the_middle(template: Path) -> None:
         site = Site(server, admin=server.admin)
         with (
             pytest.raises(module.Refusal),
-            module._session(site.database, USER, ADMIN_PASSWORD, "postgres") as connection,
+            module.session(site.database, USER, ADMIN_PASSWORD, "postgres") as connection,
         ):
             connection.run("SELECT pg_terminate_backend(pg_backend_pid())")

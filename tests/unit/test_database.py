@@ -12,16 +12,17 @@ import ssl
 import pg8000.native
 import pytest
 
-from installer.deploy.database import (
-    PrepareDatabase,
+from installer.deploy.database import PrepareDatabase, _check_version
+from installer.deploy.postgresql import (
     Refusal,
-    _check_version,
     _explained,
-    _refused,
     _tls_failed,
     _unreachable,
+    refused,
     scram_verifier,
-    setup_sql,
+    sql_database,
+    sql_owner,
+    sql_role,
 )
 from installer.errors import PreflightFailed
 from installer.site.harbor import Admin, Database
@@ -33,14 +34,16 @@ OWNER = 'ALTER DATABASE "registry" OWNER TO "harbor";'
 BY_ROLE = "InitializeSessionUserId"
 
 
-def test_setup_sql() -> None:
-    statements = [line for line in setup_sql(DATABASE).splitlines() if line[:2] != "--"]
-    assert statements == [ROLE, CREATE, OWNER]
+def test_sql_for_a_dba() -> None:
+    made = [f"{sql(DATABASE)};" for sql in (sql_role, sql_database, sql_owner)]
+    assert made == [ROLE, CREATE, OWNER]
 
 
-def test_setup_sql_quotes_names() -> None:
-    text = setup_sql(Database("h", name='a"; DROP DATABASE x; --', username="o'ne"))
-    assert 'DATABASE "a""; DROP DATABASE x; --" OWNER "o\'ne"' in text
+def test_sql_quotes_names() -> None:
+    nasty = Database("h", name='a"; DROP DATABASE x; --', username="o'ne")
+    assert sql_role(nasty).startswith('CREATE ROLE "o\'ne" LOGIN')
+    assert sql_owner(nasty) == 'ALTER DATABASE "a""; DROP DATABASE x; --" OWNER TO "o\'ne"'
+    assert sql_database(nasty).startswith('CREATE DATABASE "a""; DROP DATABASE x; --" OWNER')
 
 
 def test_scram_verifier_proves_what_rfc_7677_says() -> None:
@@ -97,12 +100,12 @@ def test_words_for_what_the_server_says(
     hint: str,
     fixable: bool,  # noqa: FBT001  # a parameter of the table
 ) -> None:
-    refusal = _refused(DATABASE, "harbor", state, "SAID", BY_ROLE)
+    refusal = refused(DATABASE, "harbor", state, "SAID", BY_ROLE)
     assert refusal.message.startswith("PostgreSQL at db.example:5432: ")
     assert words in refusal.message
     assert hint in refusal.hint
     assert refusal.fixable == fixable
-    of_admin = _refused(DATABASE, "postgres", state, "SAID", BY_ROLE)
+    of_admin = refused(DATABASE, "postgres", state, "SAID", BY_ROLE)
     assert not of_admin.fixable
     assert "CREATE" not in of_admin.hint
 
@@ -125,7 +128,7 @@ def test_what_the_server_said_goes_before_how_the_connection_ended() -> None:
 @pytest.mark.parametrize(("mode", "kind"), [("disable", "host"), ("verify-full", "hostssl")])
 def test_words_for_pg_hba(mode: str, kind: str) -> None:
     database = Database("::1", ssl_mode=mode)  # type: ignore[arg-type]
-    refusal = _refused(database, "harbor", "28000", "SAID", "ClientAuthentication")
+    refusal = refused(database, "harbor", "28000", "SAID", "ClientAuthentication")
     assert refusal.message.startswith("PostgreSQL at [::1]:5432: pg_hba.conf there does not let")
     assert f": {kind} registry harbor <addresses" in refusal.hint
     assert not refusal.fixable
