@@ -11,6 +11,7 @@ from installer.cli.console import LazyGroup, run_group
 VERBS = {
     "verify": "Check signature, headers and every byte of a bundle.",
     "inspect": "Show what is inside a bundle whose signature holds.",
+    "site": "Write a site.yaml to start from; print its schema for editors.",
     "serve": "Serve a bundle as a read-only registry, straight from the file.",
     "render": "Print the objects that would be applied, for review; needs no cluster.",
     "run": "Verify, seed, deploy and check: the whole installation.",

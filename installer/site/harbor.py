@@ -259,6 +259,10 @@ def _redis_problems(redis: Redis) -> Iterator[Problem]:
         yield ("redis", "addresses"), "there are several", hint
     for address in redis.addresses:
         yield from _address_problems(("redis", "addresses"), address)
+    if redis.sentinel_master and redis.tls:
+        # Both together lose the master's name in the registry's configuration (charts 1.18, 1.19).
+        hint = "take one address with tls, or Sentinel without"
+        yield ("redis", "sentinelMaster"), "Harbor's chart can't do Sentinel with tls", hint
     if redis.ca and not redis.tls:
         yield ("redis", "ca"), "nothing is verified without tls", "write tls: true"
 

@@ -130,7 +130,7 @@ def read_site(path: Path) -> Site:
 
     Raises InvalidInput with file, line and key.
     """
-    document = load_document(path, Site, hint="manifests/sites/minimal.yaml is one to start from")
+    document = load_document(path, Site, hint="`installer site init` writes one to start from")
     site = document.value
     _check(document)
     return absolute(site, path.absolute().parent)

@@ -33,7 +33,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
 
 
 def absolute(value: T, folder: Path) -> T:
-    """The same with every path absolute, seen from ``folder``."""
+    """The same with every path absolute, seen from ``folder``; raises InvalidInput for ~nobody."""
     if isinstance(value, tuple):
         return type(value)(absolute(item, folder) for item in value)
     if not isinstance(value, msgspec.Struct):
@@ -42,7 +42,7 @@ def absolute(value: T, folder: Path) -> T:
     for field in msgspec.structs.fields(value):
         item = getattr(value, field.name)
         if item and _kind(field.type):
-            changes[field.name] = str(folder / Path(item).expanduser())
+            changes[field.name] = str(folder / _expanded(item, field.encode_name))
         else:
             changes[field.name] = absolute(item, folder)
     return msgspec.structs.replace(value, **changes)
@@ -74,6 +74,13 @@ def split_address(text: str) -> tuple[str, int]:
     if not host or port not in PORTS or port is None or parts.netloc != text or "@" in text:
         raise InvalidInput(f"not a host:port: {text[:100]!r}", hint="for example 10.0.0.5:5000")
     return host, port
+
+
+def _expanded(text: str, key: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InvalidInput(f"{key}: {text[:200]}: there is no such user") from error
 
 
 def _kind(type_: Any) -> str:

@@ -43,7 +43,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "certificate": {"selfSigned": {}},
         "storage": {"nfs": {"server": "10.0.0.9", "path": "/srv/harbor"}},
         "database": {"host": "10.0.0.8", "passwordFile": "p", "ca": "ca.pem"},
-        "redis": {"addresses": ["a:26379", "b:26379"], "sentinelMaster": "m", "tls": True},
+        "redis": {"addresses": ["a:26379", "b:26379"], "sentinelMaster": "m"},
         "loadBalancer": HAPROXY,
     },
     "ingress": {
@@ -154,6 +154,10 @@ def test_external_database_and_redis() -> None:
         ({"redis": {"addresses": []}}, "redis.addresses: none is given"),
         ({"redis": {"addresses": ["a:1", "b:1"]}}, "redis.addresses: there are several"),
         ({"redis": {"addresses": ["a"]}}, "redis.addresses: not a host:port"),
+        (
+            {"redis": {"addresses": ["a:1"], "sentinelMaster": "m", "tls": True}},
+            "redis.sentinelMaster: Harbor's chart can't do Sentinel with tls",
+        ),
         ({"redis": {"addresses": ["a:1"], "ca": "c"}}, "redis.ca: nothing is verified"),
         ({"expose": {"httpPort": 70000}}, "expose.httpPort: not a port"),
         ({"loadBalancer": HAPROXY}, "loadBalancer.haproxy: harbor.certificate is missing"),

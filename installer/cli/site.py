@@ -1,0 +1,178 @@
+"""``installer site``: a ``site.yaml`` to start from, and its schema for editors.
+
+What is asked or set is what has to differ from site to site. Secrets are never among it: site.yaml
+names files for them, or the installer generates them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from installer.cli.console import print_json, report, say
+from installer.errors import InvalidInput, TransferFailed
+from installer.site.model import Site
+from installer.site.profiles import PROFILES, check, profile_text, questions, with_value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SENTENCE = re.compile(r"(?<=\.)\s+|\n\n")
+
+
+@click.group("site")
+def command() -> None:
+    """Write a site.yaml to start from; print its schema for editors."""
+
+
+@command.command(
+    "init",
+    epilog="\b\nProfiles:\n"
+    + "\n".join(f"  {name:11} {words}" for name, words in PROFILES.items()),
+)
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default=Path())
+@click.option(
+    "--profile",
+    type=click.Choice(list(PROFILES)),
+    default=next(iter(PROFILES)),
+    show_default=True,
+    help="What to start from.",
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Set a key, such as 'releases[0].harbor.externalURL', and ask nothing. May be repeated; "
+    "a list is written with commas.",
+)
+def init(folder: Path, profile: str, settings: Sequence[str]) -> None:
+    """Write a commented site.yaml into DIR (here, if not given).
+
+    On a terminal it asks for what differs from site to site; elsewhere, or with --set, it asks
+    nothing. Secrets are never asked for. A file that is already there is not touched.
+
+    Exit code 2: a key or a value is wrong, or the file is there. 6: it can't be written.
+    """
+    target = folder / "site.yaml"
+    if target.exists():
+        raise _is_there(target)
+    text = profile_text(profile)
+    if settings:
+        for setting in settings:
+            text = _set(text, setting)
+    elif sys.stdin.isatty():
+        text = _asked(text)
+    check(text)
+    _write(target, text)
+    name = shlex.quote(str(target))
+    run = f"installer run harbor.tar --key release.pub --site {name}"
+    click.echo(
+        f"wrote {target}\n\nNext: look through it, put the files that it names in place, then"
+    )
+    click.echo(f"  {run} --plan      shows what would be done")
+    click.echo(f"  {run}             does it")
+
+
+@command.command("schema")
+def schema() -> None:
+    """Print the JSON Schema (draft 2020-12) of site.yaml, for editors.
+
+    Keep it as site.schema.json and write `# yaml-language-server: $schema=site.schema.json` as the
+    first line of site.yaml. It knows keys and types; what excludes each other is checked by
+    `installer run --plan`.
+    """
+    print_json(site_schema())
+
+
+def site_schema() -> dict[str, Any]:
+    """JSON Schema of site.yaml, made from the model; descriptions come from its docstrings."""
+    document = msgspec.json.schema(Site)
+    for section in document["$defs"].values():
+        words = inspect.cleandoc(section.get("description", "")).replace("``", "`")
+        section["description"] = re.sub(r"(?<!\n)\n(?!\n)", " ", words)
+        sentences = [" ".join(part.split()) for part in _SENTENCE.split(words)]
+        for name, key in section["properties"].items():
+            about = [sentence for sentence in sentences if f"`{name}`" in sentence]
+            if about:
+                key["description"] = " ".join(about)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "site.yaml of the Harbor air-gap installer",
+    } | document
+
+
+def _set(text: str, setting: str) -> str:
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise InvalidInput(
+            f"--set {setting[:80]}: not KEY=VALUE",
+            hint="for example --set releases[0].harbor.externalURL=https://harbor.site.example",
+        )
+    try:
+        return with_value(text, key.strip(), value)
+    except InvalidInput as error:
+        raise InvalidInput(f"--set {error.message}", hint=error.hint) from None
+
+
+def _asked(text: str) -> str:
+    """The text with a person's answers; an answer that can't be is asked for again."""
+    say("Return keeps what is in brackets. Everything else can be edited in the file afterwards.")
+    for question in questions(text):
+        while True:
+            answer = click.prompt(question.words, default=question.default, err=True, type=str)
+            if answer == question.default:
+                break
+            try:
+                changed = with_value(text, question.key, answer)
+                check(changed)
+            except InvalidInput as error:
+                report(error)
+                continue
+            text = changed
+            break
+    return text
+
+
+def _write(target: Path, text: str) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InvalidInput(
+            f"{target.parent}: is a file, not a folder", hint="choose another DIR"
+        ) from None
+    except OSError as error:
+        raise _unwritable(target.parent, error) from error
+    try:
+        file = target.open("x", encoding="utf-8", newline="\n")
+    except FileExistsError:
+        raise _is_there(target) from None
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        # Half a file would stand in the way of the next attempt.
+        with suppress(OSError):
+            target.unlink()
+        raise _unwritable(target, error) from error
+
+
+def _is_there(target: Path) -> InvalidInput:
+    return InvalidInput(
+        f"{target}: already exists",
+        hint="choose another DIR, edit the file, or remove it if it is no longer needed",
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> TransferFailed:
+    return TransferFailed(f"{path}: can't be written: {error.strerror or error}")
