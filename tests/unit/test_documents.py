@@ -204,7 +204,12 @@ def test_nearest_prefers_the_same_word_in_other_case() -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),
+        # JSON has neither NaN nor infinity.
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.text()
+        | st.floats(allow_nan=False, allow_infinity=False),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(min_size=1), inner),
         max_leaves=20,
     )
