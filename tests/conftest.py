@@ -14,7 +14,11 @@ NO_SKIPS = "AIRGAP_NO_SKIPS"
 
 # A busy machine is no failure: speed is measured by the benchmarks, never by a test.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+# Where a change lands it is judged by the same examples each time; developers' runs look for new
+# ones, and a soak (`--hypothesis-profile=soak`) for many.
+settings.register_profile("same", settings.get_profile("patient"), derandomize=True, database=None)
+settings.register_profile("soak", settings.get_profile("patient"), max_examples=3000)
+settings.load_profile("same" if os.environ.get(NO_SKIPS) else "patient")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
