@@ -103,7 +103,8 @@ def test_goes_on_inside_a_blob_after_a_cut(site: Site) -> None:
     filled = site.run(site.jobs())
     site.assert_complete()
     assert site.served - first == filled.fetched
-    assert site.served <= TOTAL + 256 * 1024  # at most the piece that was cut comes again
+    # At most the piece that was cut comes again, and one of each other thread that was stopped.
+    assert site.served <= TOTAL + 3 * 256 * 1024
     assert filled.reused >= 20 * 256 * 1024
 
 
