@@ -15,6 +15,8 @@ VERBS = {
     "serve": "Serve a bundle as a read-only registry, straight from the file.",
     "render": "Print the objects that would be applied, for review; needs no cluster.",
     "run": "Verify, seed, deploy and check: the whole installation.",
+    "status": "Show how the site is; changes nothing.",
+    "support-bundle": "Collect what somebody elsewhere needs to help, without the secrets.",
 }
 
 cli = LazyGroup(
