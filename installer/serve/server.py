@@ -110,9 +110,10 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def _note_idle(self, *, idle: bool) -> None:
         thread = threading.current_thread()
         with self._lock:
-            self._idle.pop(thread, None)
             if idle:
-                self._idle[thread] = None
+                self._idle.setdefault(thread)  # one that never said a word keeps its place
+            else:
+                self._idle.pop(thread, None)
 
     def _drop_idle(self) -> bool:
         """End the connection that has been idle longest, if there is one; under the lock."""
