@@ -795,14 +795,23 @@ def test_the_longest_idle_makes_room(
             assert made("/v2/").status == 200
             return made
 
-        first, second = client(), client()
+        def all_idle(count: int) -> None:
+            """Wait: an answer is there before its connection counts as idle again."""
+            _wait(lambda: len(running._listener._idle) == count)
+
+        first = client()
+        all_idle(1)
+        second = client()
+        all_idle(2)
         silent = stack.enter_context(socket.create_connection(running.address, timeout=5))
-        _wait(lambda: len(running._listener._idle) == 3)
+        all_idle(3)
         assert first("/v2/").status == 200
+        all_idle(3)
         client()  # second was idle longest, then the one that never said a word
         with pytest.raises((ConnectionError, http.client.HTTPException)):
             second("/v2/")
         _wait(lambda: len(running._listener._open) == 3)
+        all_idle(3)
         client()
         assert silent.recv(1) == b""
         assert first("/v2/").status == 200
