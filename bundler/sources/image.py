@@ -43,6 +43,11 @@ class _Config(msgspec.Struct):
     architecture: str = ""
 
 
+# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
+# both do so for the first time crash it.
+_READ_CONFIG = msgspec.json.Decoder(_Config)
+
+
 def lock_image(
     upstream: Upstream,
     reference: Reference,
@@ -127,7 +132,7 @@ def _check_config(
         return
     try:
         data = upstream.document(registry_blob(reference, config))
-        found = msgspec.json.decode(data, type=_Config)
+        found = _READ_CONFIG.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{reference}: its config can't be read: {error}") from error
     if [found.os, found.architecture] != platform.split("/")[:2]:

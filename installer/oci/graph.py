@@ -96,6 +96,11 @@ class _Document(msgspec.Struct, rename="camel"):
     annotations: dict[str, str] | None = None
 
 
+# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
+# both do so for the first time crash it.
+_READ_DOCUMENT = msgspec.json.Decoder(_Document)
+
+
 @dataclass(frozen=True, slots=True)
 class ImageManifest:
     """An image manifest (or artefact): its config, its layers in order, what it refers to."""
@@ -138,7 +143,7 @@ def read_manifest(data: bytes, media_type: str, where: str) -> ImageManifest | I
     if len(data) > MAX_MANIFEST_BYTES:
         raise Corrupt(f"{where}: manifest of {len(data)} bytes is over {MAX_MANIFEST_BYTES}")
     try:
-        document = msgspec.json.decode(data, type=_Document)
+        document = _READ_DOCUMENT.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"{where}: not an OCI manifest: {error}") from error
     if document.media_type and document.media_type != media_type:

@@ -318,7 +318,7 @@ class Client:
                 if answer.status != HTTPStatus.OK:
                     raise self._refusal(answer, what)
                 try:
-                    reply = msgspec.json.decode(answer.read(CHUNK), type=_TokenReply)
+                    reply = _READ_TOKENREPLY.decode(answer.read(CHUNK))
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     raise TransferFailed(f"{what}: not a token reply: {error}") from error
             token = reply.token or reply.access_token
@@ -364,6 +364,11 @@ class _TokenReply(msgspec.Struct):
     expires_in: float | None = None
 
 
+# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
+# both do so for the first time crash it.
+_READ_TOKENREPLY = msgspec.json.Decoder(_TokenReply)
+
+
 class _Word(msgspec.Struct):
     code: str = ""
     message: str | None = None
@@ -373,6 +378,11 @@ class _Words(msgspec.Struct):
     errors: list[_Word] = []
 
 
+# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
+# both do so for the first time crash it.
+_READ_WORDS = msgspec.json.Decoder(_Words)
+
+
 def _words(answer: Answer) -> tuple[str, frozenset[str]]:
     """What a registry said about an error, on one line, and its error codes."""
     try:
@@ -380,7 +390,7 @@ def _words(answer: Answer) -> tuple[str, frozenset[str]]:
     except (Corrupt, Unavailable):
         return "", frozenset()
     try:
-        errors = msgspec.json.decode(body, type=_Words).errors
+        errors = _READ_WORDS.decode(body).errors
     except (msgspec.DecodeError, UnicodeDecodeError):
         html = "html" in answer.headers.get("Content-Type", "")
         return "" if html else _line(body.decode("utf-8", "replace")), frozenset()

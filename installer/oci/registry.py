@@ -502,15 +502,25 @@ class _Listing(msgspec.Struct):
     repositories: list[str] | None = None
 
 
+# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
+# both do so for the first time crash it.
+_READ_LISTING = msgspec.json.Decoder(_Listing)
+
+
 class _Claims(msgspec.Struct, rename="camel"):
     schema_version: int = 2
     media_type: str = ""
     manifests: list[object] | None = None
 
 
+# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
+# both do so for the first time crash it.
+_READ_CLAIMS = msgspec.json.Decoder(_Claims)
+
+
 def _listing(data: bytes, what: str) -> _Listing:
     try:
-        return msgspec.json.decode(data, type=_Listing)
+        return _READ_LISTING.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TransferFailed(f"{what}: not a list: {error}") from error
 
@@ -535,7 +545,7 @@ def _pages(
 def _media_type(header: str, data: bytes, what: str) -> str:
     """Say what a manifest is: what it says itself, else what the registry says, else its shape."""
     try:
-        claims = msgspec.json.decode(data, type=_Claims)
+        claims = _READ_CLAIMS.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{what}: not a manifest: {error}") from error
     if claims.schema_version == 1:
