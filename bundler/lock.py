@@ -23,6 +23,7 @@ from installer.bundle.manifest import (
 )
 from installer.errors import InvalidInput
 from installer.oci.graph import Descriptor
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +98,7 @@ def read_lock(path: Path) -> Lock:
             f"{path}: {error.strerror}", hint="write it with: bundler lock bundle.yaml"
         ) from error
     try:
-        lock = msgspec.json.decode(data, type=Lock)
+        lock = decode_json(data, Lock)
         Digest.parse(lock.spec_digest)
         for blob in lock.blobs:
             _check_blob(blob)
@@ -144,7 +145,7 @@ def _digests(lock: Lock) -> dict[tuple[str, str], str]:
 def is_lock(path: Path) -> bool:
     """Whether a file is a lock at all, of whatever version or state: it may be written anew."""
     try:
-        data = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        data = decode_json(path.read_bytes(), dict[str, Any])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return data.get("kind") == "BundleLock"

@@ -22,6 +22,7 @@ from installer.oci.graph import (
     ImageManifest,
     read_manifest,
 )
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -41,11 +42,6 @@ _SAME = {"arm": "arm/v7", "arm64/v8": "arm64", "amd64/v1": "amd64"}
 class _Config(msgspec.Struct):
     os: str = ""
     architecture: str = ""
-
-
-# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
-# both do so for the first time crash it.
-_READ_CONFIG = msgspec.json.Decoder(_Config)
 
 
 def lock_image(
@@ -132,7 +128,7 @@ def _check_config(
         return
     try:
         data = upstream.document(registry_blob(reference, config))
-        found = _READ_CONFIG.decode(data)
+        found = decode_json(data, _Config)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{reference}: its config can't be read: {error}") from error
     if [found.os, found.architecture] != platform.split("/")[:2]:

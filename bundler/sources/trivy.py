@@ -21,6 +21,7 @@ from bundler.sources.upstream import Locked, registry_blob
 from installer.bundle.manifest import Database, format_time
 from installer.errors import InvalidInput
 from installer.oci.graph import ImageManifest, read_manifest
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +118,7 @@ def _inspect(layer: Path, kind: _Kind, where: str) -> Metadata:
                     continue
                 if entry.name.removeprefix("./") == _METADATA:
                     text = content.read(_MAX_METADATA_BYTES)
-                    metadata = msgspec.json.decode(text, type=Metadata)
+                    metadata = decode_json(text, Metadata)
                 elif entry.name.removeprefix("./") == kind.file:
                     filled = entry.size > 0 and not (kind.bbolt and _is_empty_bbolt(content))
     except msgspec.DecodeError as error:

@@ -17,6 +17,7 @@ import msgspec
 from installer.bundle.digest import Digest
 from installer.errors import Corrupt, InvalidInput
 from installer.oci.graph import Descriptor
+from installer.structs import decode_json
 
 API_VERSION = "bundle/v1"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
@@ -185,7 +186,7 @@ def decode(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise Corrupt(f"{NAME}: {len(data)} bytes, over the limit of {MAX_MANIFEST_BYTES}")
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = decode_json(data, Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(
             f"{NAME}: {error}", hint="a bundle of a later format needs a later installer"

@@ -20,6 +20,7 @@ import msgspec
 from installer.environment import closed_environment
 from installer.errors import DeploymentFailed
 from installer.site.private import read_file, write_file
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,7 +88,7 @@ def running(pid_file: Path) -> Process | None:
     """Give the remembered process if it is still that one and alive."""
     data = read_file(pid_file)
     try:
-        process = msgspec.json.decode(data, type=Process) if data else None
+        process = decode_json(data, Process) if data else None
     except msgspec.DecodeError:
         return None
     if process is None or process.boot != _BOOT.read_text().strip():

@@ -9,6 +9,7 @@ import msgspec
 
 from installer.environment import closed_environment
 from installer.errors import DeploymentFailed, PreflightFailed
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,7 @@ class Kubectl:
         """Read objects as JSON."""
         text = self.run(*arguments, "--output=json", timeout=timeout)
         try:
-            return msgspec.json.decode(text, type=dict[str, Any])
+            return decode_json(text, dict[str, Any])
         except msgspec.DecodeError as error:
             raise DeploymentFailed(f"kubectl {arguments[0]}: not JSON: {error}") from error
 

@@ -19,6 +19,7 @@ from installer.errors import DeploymentFailed, PreflightFailed
 from installer.site.authority import ensure_certificates, leaf_is_good, utc_now
 from installer.site.private import read_file, write_file
 from installer.site.section import split_address
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,7 +173,7 @@ class ServeBundle:
             with requests.Session() as session:
                 session.trust_env = False
                 answer = session.get(url, verify=verify, timeout=_TIMEOUT, allow_redirects=False)
-                health = msgspec.json.decode(answer.content, type=_Health)
+                health = decode_json(answer.content, _Health)
         except (requests.RequestException, OSError, msgspec.DecodeError, UnicodeDecodeError):
             return ""
         served = [bundle.digest for bundle in health.bundles]

@@ -41,6 +41,7 @@ from installer.errors import AirgapError, DeploymentFailed
 from installer.helm.values import merge
 from installer.site import credentials
 from installer.site.section import split_address
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -303,7 +304,7 @@ def _serve(context: Context, serve: Serve, now: datetime) -> Iterator[Line]:
     url = f"{'https' if serve.tls else 'http'}://{serve.address}"
     try:
         _, body = _get(f"{url}/healthz", str(ca))
-        health = msgspec.json.decode(body, type=_Health)
+        health = decode_json(body, _Health)
     except (requests.RequestException, OSError) as error:
         hint = f"nodes can't pull a pod's image again without it: {_RUN}"
         yield Line("seed registry", "answer", "failed", f"{url}: {_cause(error)}", hint)
@@ -562,7 +563,7 @@ def _health(group: str, harbor: Harbor, where: HarborCertificate) -> Iterator[Li
             text = f"{url}: HTTP {status}"
             yield Line(group, "health", "failed", text, "look at the pods and at what is before it")
             return
-        said = msgspec.json.decode(body, type=_Said)
+        said = decode_json(body, _Said)
     except (requests.RequestException, OSError) as error:
         hint = "is externalURL reachable from this machine, and trusted?"
         yield Line(group, "health", "failed", f"{url}: {_cause(error)}", hint)

@@ -17,6 +17,7 @@ import msgspec
 import requests
 
 from installer.errors import AcceptanceFailed
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +70,7 @@ def ask(external_url: str, ca: str = "") -> Health:
     if status != requests.codes.ok:
         return Health(healthy=False, problem=f"{url}: HTTP {status}")
     try:
-        said = msgspec.json.decode(body, type=_Answer)
+        said = decode_json(body, _Answer)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return Health(healthy=False, problem=f"{url}: the answer is not Harbor's")
     ill = [c for c in said.components if c.status != "healthy"]

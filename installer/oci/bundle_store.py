@@ -31,6 +31,7 @@ from installer.oci.graph import (
 )
 from installer.oci.reference import Reference
 from installer.oci.store import read_all
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -245,7 +246,7 @@ def _manifest_type(bundle: VerifiedBundle, member: Member) -> str:
         return ""
     try:
         data = bundle.read(member.path)
-        kind = msgspec.json.decode(data, type=_Kind).media_type
+        kind = decode_json(data, _Kind).media_type
         if kind not in INDEX_TYPES and kind not in MANIFEST_TYPES:
             return ""
         read_manifest(data, kind, member.path)

@@ -13,6 +13,7 @@ import msgspec
 
 from installer.bundle.digest import Digest
 from installer.errors import Corrupt, InvalidInput
+from installer.structs import decode_json
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -96,11 +97,6 @@ class _Document(msgspec.Struct, rename="camel"):
     annotations: dict[str, str] | None = None
 
 
-# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
-# both do so for the first time crash it.
-_READ_DOCUMENT = msgspec.json.Decoder(_Document)
-
-
 @dataclass(frozen=True, slots=True)
 class ImageManifest:
     """An image manifest (or artefact): its config, its layers in order, what it refers to."""
@@ -143,7 +139,7 @@ def read_manifest(data: bytes, media_type: str, where: str) -> ImageManifest | I
     if len(data) > MAX_MANIFEST_BYTES:
         raise Corrupt(f"{where}: manifest of {len(data)} bytes is over {MAX_MANIFEST_BYTES}")
     try:
-        document = _READ_DOCUMENT.decode(data)
+        document = decode_json(data, _Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"{where}: not an OCI manifest: {error}") from error
     if document.media_type and document.media_type != media_type:

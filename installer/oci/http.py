@@ -26,6 +26,7 @@ import msgspec
 
 from installer.errors import AirgapError, Corrupt, InvalidInput, NotFound, TransferFailed
 from installer.oci.auth import Authority, Credentials
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -318,7 +319,7 @@ class Client:
                 if answer.status != HTTPStatus.OK:
                     raise self._refusal(answer, what)
                 try:
-                    reply = _READ_TOKENREPLY.decode(answer.read(CHUNK))
+                    reply = decode_json(answer.read(CHUNK), _TokenReply)
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     raise TransferFailed(f"{what}: not a token reply: {error}") from error
             token = reply.token or reply.access_token
@@ -364,11 +365,6 @@ class _TokenReply(msgspec.Struct):
     expires_in: float | None = None
 
 
-# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
-# both do so for the first time crash it.
-_READ_TOKENREPLY = msgspec.json.Decoder(_TokenReply)
-
-
 class _Word(msgspec.Struct):
     code: str = ""
     message: str | None = None
@@ -378,11 +374,6 @@ class _Words(msgspec.Struct):
     errors: list[_Word] = []
 
 
-# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
-# both do so for the first time crash it.
-_READ_WORDS = msgspec.json.Decoder(_Words)
-
-
 def _words(answer: Answer) -> tuple[str, frozenset[str]]:
     """What a registry said about an error, on one line, and its error codes."""
     try:
@@ -390,7 +381,7 @@ def _words(answer: Answer) -> tuple[str, frozenset[str]]:
     except (Corrupt, Unavailable):
         return "", frozenset()
     try:
-        errors = _READ_WORDS.decode(body).errors
+        errors = decode_json(body, _Words).errors
     except (msgspec.DecodeError, UnicodeDecodeError):
         html = "html" in answer.headers.get("Content-Type", "")
         return "" if html else _line(body.decode("utf-8", "replace")), frozenset()

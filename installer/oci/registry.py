@@ -33,6 +33,7 @@ from installer.oci.graph import (
 )
 from installer.oci.hosts import RegistryHosts
 from installer.oci.http import BrokenOff, Client, Patience, Unavailable, Upload
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -502,25 +503,15 @@ class _Listing(msgspec.Struct):
     repositories: list[str] | None = None
 
 
-# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
-# both do so for the first time crash it.
-_READ_LISTING = msgspec.json.Decoder(_Listing)
-
-
 class _Claims(msgspec.Struct, rename="camel"):
     schema_version: int = 2
     media_type: str = ""
     manifests: list[object] | None = None
 
 
-# Built here, by one thread: msgspec looks at a type when it first meets it, and two threads that
-# both do so for the first time crash it.
-_READ_CLAIMS = msgspec.json.Decoder(_Claims)
-
-
 def _listing(data: bytes, what: str) -> _Listing:
     try:
-        return _READ_LISTING.decode(data)
+        return decode_json(data, _Listing)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TransferFailed(f"{what}: not a list: {error}") from error
 
@@ -545,7 +536,7 @@ def _pages(
 def _media_type(header: str, data: bytes, what: str) -> str:
     """Say what a manifest is: what it says itself, else what the registry says, else its shape."""
     try:
-        claims = _READ_CLAIMS.decode(data)
+        claims = decode_json(data, _Claims)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{what}: not a manifest: {error}") from error
     if claims.schema_version == 1:

@@ -15,6 +15,7 @@ import msgspec
 
 from installer.errors import Corrupt, TransferFailed
 from installer.site.private import read_file
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,7 @@ class Journal:
         lines = []
         for number, text in enumerate(whole.splitlines(), start=1):
             try:
-                lines.append(msgspec.json.decode(text, type=Line))
+                lines.append(decode_json(text, Line))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise Corrupt(
                     f"{self._path}:{number}: not a line of a journal",

@@ -21,6 +21,7 @@ from installer.bundle.trust import check_history
 from installer.errors import Corrupt, InvalidInput, PreflightFailed
 from installer.site.journal import Journal
 from installer.site.private import private_folder, read_file, write_file
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,7 @@ class State:
         if data is None:
             return None
         try:
-            return msgspec.json.decode(data, type=type_)
+            return decode_json(data, type_)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corrupt(
                 f"{self.path(name)}: not what the installer wrote: {error}",
