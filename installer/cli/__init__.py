@@ -14,8 +14,11 @@ VERBS = {
     "site": "Write a site.yaml to start from; print its schema for editors.",
     "serve": "Serve a bundle as a read-only registry, straight from the file.",
     "render": "Print the objects that would be applied, for review; needs no cluster.",
+    "preflight": "Check whether a run would succeed here; changes nothing.",
     "run": "Verify, seed, deploy and check: the whole installation.",
+    "undo": "Return to the release and database from before the last upgrade.",
     "status": "Show how the site is; changes nothing.",
+    "uninstall": "Take away what was installed; data stays unless told otherwise.",
     "support-bundle": "Collect what somebody elsewhere needs to help, without the secrets.",
 }
 

@@ -80,11 +80,13 @@ def command(
         looking(verified, site, state, needed=("helm",)) as context,
     ):
         for release in site.releases:
-            installed = HelmRelease(context, ClusterInfo(kube_version, ()), release)
+            cluster = ClusterInfo(kube_version, ())
+            installed = HelmRelease(context, cluster, release)
             found = installed.rendered()
             before = ""
             if release.harbor is not None:
-                before = HarborParts(context, release, release.harbor, installed).rendered()
+                parts = HarborParts(context, release, release.harbor, installed, cluster)
+                before = parts.rendered()
             objects = [
                 text
                 for part in (before, found.objects)

@@ -14,6 +14,7 @@ from installer.cli.open import bundle_argument, key_option, open_verified, read_
 
 if TYPE_CHECKING:
     from installer.bundle.archive import VerifiedBundle
+    from installer.deploy.checks import Check
     from installer.deploy.plan import Planned, Report, Step
     from installer.site.model import Site
 
@@ -33,6 +34,14 @@ state_option = click.option(
     help=f"Folder with the site's secrets, journal and tools.  [default: {STATE}/NAME]",
 )
 
+downgrade_option = click.option(
+    "--allow-downgrade",
+    "downgrade",
+    metavar="REASON",
+    default="",
+    help="Use a bundle older than one seen here; the reason is recorded.",
+)
+
 
 @click.command("run")
 @bundle_argument
@@ -40,13 +49,7 @@ state_option = click.option(
 @site_option
 @state_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be done; touch nothing.")
-@click.option(
-    "--allow-downgrade",
-    "downgrade",
-    metavar="REASON",
-    default="",
-    help="Use a bundle older than one seen here; the reason is recorded.",
-)
+@downgrade_option
 @output_option
 def command(
     bundle: Path,
@@ -74,11 +77,14 @@ def command(
     key = read_key(key_file)
     with open_verified(bundle, key_file, key) as verified:
         state = State(state_folder_of(site, state_folder))
-        request = Request(verified, site, state, key, own_command(), downgrade.strip(), progress)
+        warnings = _Warnings()
+        request = Request(
+            verified, site, state, key, own_command(), downgrade.strip(), progress, warnings
+        )
         if output == "table":
             _introduce(verified, site)
         if only_plan:
-            _show_plan(plan(request), output)
+            _show_plan(plan(request), warnings, output)
             return
         unfinished = state.journal.unfinished()
         if unfinished is not None and output == "table":
@@ -88,7 +94,9 @@ def command(
         report = run(request, _Progress(silent=output == "json"))
         seconds = time.monotonic() - start
         if output == "json":
-            print_json(_document(verified, site, state.folder, report, seconds))
+            print_json(
+                _document(verified, site, state.folder, report, seconds) | warnings.document()
+            )
         else:
             _summarise(site, state.folder, report, seconds)
 
@@ -106,6 +114,24 @@ def own_command() -> tuple[str, ...]:
     return (sys.executable, str(Path(sys.argv[0]).absolute()))
 
 
+class _Warnings:
+    """Shows what the preflight warns of, and keeps it for programs."""
+
+    def __init__(self) -> None:
+        self._checks: list[Check] = []
+
+    def __call__(self, check: Check) -> None:
+        self._checks.append(check)
+        say(f"warning: {check.name}: {check.text}")
+        if check.hint:
+            say(f"hint: {check.hint}")
+
+    def document(self) -> dict[str, Any]:
+        """All of them, as part of what programs get."""
+        found = [{"name": one.name, "text": one.text, "hint": one.hint} for one in self._checks]
+        return {"warnings": found}
+
+
 class _Progress:
     """Tells the person what happens while it happens."""
 
@@ -117,9 +143,15 @@ class _Progress:
             say(text)
 
     def started(self, step: Step) -> None:
+        """Say what is being applied, and what that changes."""
+        from installer.deploy.plan import details  # noqa: PLC0415 (slow to import)
+
+        for line in details(step):
+            self._say(f"           {line}")
         self._say(f"  …        {step.sentence}")
 
     def finished(self, step: Step, note: str, *, changed: bool) -> None:
+        """Say that it is done, with its note."""
         self._say(f"  {'done' if changed else 'already':8} {step.sentence}")
         if note:
             self._say(f"           {note}")
@@ -134,13 +166,20 @@ def _introduce(bundle: VerifiedBundle, site: Site) -> None:
     )
 
 
-def _show_plan(planned: list[Planned], output: str) -> None:
+def _show_plan(planned: list[Planned], warnings: _Warnings, output: str) -> None:
     if output == "json":
-        steps = [{"step": p.step.name, "does": p.step.sentence, "done": p.done} for p in planned]
-        print_json({"steps": steps, "changes": any(not p.done for p in planned)})
+        steps = [
+            {"step": p.step.name, "does": p.step.sentence, "done": p.done}
+            | ({"details": list(p.details)} if p.details else {})
+            for p in planned
+        ]
+        changes = any(not p.done for p in planned)
+        print_json({"steps": steps, "changes": changes} | warnings.document())
         return
     for item in planned:
         click.echo(f"  {'already' if item.done else 'to do':8} {item.step.sentence}")
+        for line in item.details:
+            click.echo(f"           {line}")
     waiting = sum(not item.done for item in planned)
     click.echo(f"{waiting} to do" if waiting else "nothing to do")
 

@@ -1,9 +1,10 @@
 """The companion chart: what Harbor stands on and its own chart does not make.
 
 A volume with its claim, folders in it that belong to the right users, Secrets with the certificate
-and with the authorities that Harbor trusts. It ships with the installer (``manifests/companion``)
-and is installed by the bundle's Helm as a release of its own before Harbor's. Its only image, for
-the job that makes the folders, is one of Harbor's own from the bundle.
+and with the authorities that Harbor trusts, or what asks cert-manager for a certificate. It ships
+with the installer (``manifests/companion``) and is installed by the bundle's Helm as a release of
+its own before Harbor's. Its only image, for the job that makes the folders, is one of Harbor's own
+from the bundle.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from installer.deploy import cert_manager
 from installer.deploy.installed import ChartIdentity, InstalledRelease
-from installer.errors import PreflightFailed
+from installer.errors import DeploymentFailed, PreflightFailed
 from installer.harbor import values as chart_values
 from installer.site.private import private_folder, read_file, write_file
 
@@ -37,15 +39,23 @@ class Companion:
     """Bring the release ``NAME-companion`` to what site.yaml says of ``release``, a Harbor."""
 
     def __init__(
-        self, context: Context, release: Release, tls: Callable[[], TlsFiles | None]
+        self,
+        context: Context,
+        release: Release,
+        tls: Callable[[], TlsFiles | None],
+        troubles: Callable[[], list[str]] = list,
     ) -> None:
-        """``tls`` gives the certificate, None before it is made."""
+        """``tls`` gives the certificate, None before it is made.
+
+        ``troubles`` says what keeps a certificate from being issued in the cluster.
+        """
         if release.harbor is None:
             raise ValueError(f"{release.key} is no Harbor")
         self._context = context
         self._release = release
         self._harbor = release.harbor
         self._tls = tls
+        self._troubles = troubles
         self._installed = InstalledRelease(
             context, release.release_namespace, f"{release.release_name}-companion"
         )
@@ -58,6 +68,7 @@ class Companion:
         parts = {
             "volume": "the volume",
             "tls": "the certificate",
+            "certificate": "the request for its certificate",
             "caBundle": "the trusted authorities",
         }
         named = [text for key, text in parts.items() if key in values]
@@ -77,7 +88,11 @@ class Companion:
             ]
             values["image"] = self._shell()
         certificate = self._harbor.certificate
-        if chart_values.speaks_tls(self._harbor) and certificate and not certificate.secret:
+        if certificate and certificate.cert_manager:
+            values["certificate"] = cert_manager.chart_values(
+                self._harbor, certificate.cert_manager, self._release.release_name
+            )
+        elif chart_values.speaks_tls(self._harbor) and certificate and not certificate.secret:
             files = self._tls()
             values["tls"] = {"name": chart_values.tls_name(self._release.release_name)} | (
                 {
@@ -169,13 +184,19 @@ class Companion:
         """Install or upgrade it; raises DeploymentFailed, also when the volume can't be used."""
         values = self.values()
         secrets = [values["tls"]["key"]] if "tls" in values else []
-        self._installed.bring_to(
-            self._unpacked(),
-            self._chart,
-            values,
-            timeout=self._release.timeout,
-            secrets=secrets,
-        )
+        secrets += cert_manager.secrets_of(values.get("certificate", {}))
+        try:
+            self._installed.bring_to(
+                self._unpacked(),
+                self._chart,
+                values,
+                timeout=self._release.timeout,
+                secrets=secrets,
+            )
+        except DeploymentFailed as error:
+            # Helm waits for the certificate as well, and says nothing of why it does not come.
+            error.hint = "; ".join([*self._troubles(), error.hint])
+            raise
         return ""
 
 

@@ -8,34 +8,39 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from installer.deploy.check import RunningImages
-from installer.deploy.context import check_state_folder, looking, working
+from installer.deploy.context import looking, working
 from installer.deploy.harbor import HarborParts
 from installer.deploy.nodes import TellNodes
 from installer.deploy.plan import Report, execute, look, unmeasured
 from installer.deploy.preflight import examine
 from installer.deploy.push import PushBundle
-from installer.deploy.release import HelmRelease
 from installer.deploy.seed import ServeBundle
+from installer.deploy.upgrade import UpgradableRelease
 from installer.errors import Corrupt, InvalidInput
-from installer.site.section import check_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from installer.bundle.archive import VerifiedBundle
+    from installer.deploy.checks import Check
     from installer.deploy.context import Context
     from installer.deploy.plan import Meter, Observer, Planned, Step
     from installer.deploy.preflight import ClusterInfo
-    from installer.site.model import Site
+    from installer.site.model import Release, Site
     from installer.site.state import State
 
 _VERIFIED = "verified.json"
 _SHOWN = 10
+
+
+def _unheard(check: Check) -> None:
+    del check
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Request:
 
     ``key`` is the PEM of the public key that the bundle was verified with, ``command`` starts the
     installer itself, for the seed registry in the background. ``downgrade`` is the reason for
-    which an older bundle may be used, or empty. ``meter`` shows the progress of long steps.
+    which an older bundle may be used, or empty. ``meter`` shows the progress of long steps,
+    ``warn`` is told before the first change of what will do, but not for long or for everybody.
     """
 
     bundle: VerifiedBundle
@@ -54,6 +60,7 @@ class Request:
     command: tuple[str, ...]
     downgrade: str = ""
     meter: Meter = unmeasured
+    warn: Callable[[Check], None] = _unheard
 
 
 class _Verified(msgspec.Struct, frozen=True):
@@ -107,7 +114,7 @@ def plan(request: Request) -> list[Planned]:
     _check_history(request)
     with looking(request.bundle, request.site, request.state) as context:
         cluster = _preflight(request, context)
-        return look(_steps(request, context, cluster))
+        return look(steps_of(request, context, cluster))
 
 
 def run(request: Request, observer: Observer) -> Report:
@@ -119,7 +126,7 @@ def run(request: Request, observer: Observer) -> Report:
     with state.held():
         _check_history(request)
         manifest = request.bundle.manifest
-        steps = _steps(request, working(request.bundle, request.site, state), cluster)
+        steps = steps_of(request, working(request.bundle, request.site, state), cluster)
         verify, *others = steps
         what = f"{manifest.name} serial {manifest.serial} of channel {manifest.channel}"
         state.journal.append("run", bundle=digest, text=what)
@@ -140,29 +147,40 @@ def _check_history(request: Request) -> None:
     )
 
 
+def preflight(request: Request, *, pull: bool = False) -> tuple[Check, ...]:
+    """Look at all that a run needs and say how it is; only ``pull`` makes something, for a while.
+
+    Raises for a bundle that may not be used here, whose programs are then not executed.
+    """
+    _check_history(request)
+    with looking(request.bundle, request.site, request.state) as context:
+        return examine(context, partial(_release, context), _seed(request), pull=pull).checks
+
+
 def _preflight(request: Request, context: Context) -> ClusterInfo:
-    site = context.site
-    check_paths(site)
-    check_state_folder(context.state)
-    cluster = examine(context.kubectl, context.bundle.manifest)
-    for release, parts in _releases(context, cluster):
-        release.preflight()
-        if parts is not None:
-            parts.preflight()
-    _seed(request).preflight()
-    return cluster
+    found = examine(context, partial(_release, context), _seed(request))
+    for check in found.checks:
+        if check.state == "warning":
+            request.warn(check)
+    return found.required()
+
+
+def _release(
+    context: Context, release: Release, cluster: ClusterInfo
+) -> tuple[UpgradableRelease, HarborParts | None]:
+    installed = UpgradableRelease(context, cluster, release)
+    harbor = release.harbor
+    if harbor is None:
+        return installed, None
+    parts = HarborParts(context, release, harbor, installed, cluster)
+    installed.reach(lambda: harbor.ca or parts.certificate.ca_file())
+    return installed, parts
 
 
 def _releases(
     context: Context, cluster: ClusterInfo
-) -> list[tuple[HelmRelease, HarborParts | None]]:
-    found: list[tuple[HelmRelease, HarborParts | None]] = []
-    for release in context.site.releases:
-        installed = HelmRelease(context, cluster, release)
-        harbor = release.harbor
-        parts = HarborParts(context, release, harbor, installed) if harbor else None
-        found.append((installed, parts))
-    return found
+) -> list[tuple[UpgradableRelease, HarborParts | None]]:
+    return [_release(context, release, cluster) for release in context.site.releases]
 
 
 def _seed(request: Request) -> ServeBundle | PushBundle:
@@ -175,7 +193,8 @@ def _seed(request: Request) -> ServeBundle | PushBundle:
     raise InvalidInput("site.yaml: seed: neither serve nor push")
 
 
-def _steps(request: Request, context: Context, cluster: ClusterInfo) -> Sequence[Step]:
+def steps_of(request: Request, context: Context, cluster: ClusterInfo) -> Sequence[Step]:
+    """All steps of a run, in order; ``installer undo`` takes those that it needs as well."""
     bundle, site, state = request.bundle, request.site, request.state
     seed = _seed(request)
     releases = _releases(context, cluster)
@@ -186,11 +205,12 @@ def _steps(request: Request, context: Context, cluster: ClusterInfo) -> Sequence
         VerifyContent(bundle, state, request.meter),
         context.toolbox,
         seed,
-        *(harbor.certificate for harbor in harbors if harbor.certificate.is_needed()),
+        *(harbor.certificate for harbor in harbors if harbor.trusted_host),
         TellNodes(site, state, seed.ca, harbors=trusted),
     ]
     for release, harbor in releases:
-        steps += [*(harbor.before() if harbor else ()), release]
+        steps += [*(harbor.before() if harbor else ()), *release.before(), release]
+        steps += release.after()
     for namespace in namespaces:
         there = [release for release, _ in releases if release.namespace == namespace]
         steps.append(RunningImages(namespace, bundle, context.kubectl, there))

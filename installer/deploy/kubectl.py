@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from typing import TYPE_CHECKING, Any
+import threading
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -12,12 +14,14 @@ from installer.errors import DeploymentFailed, PreflightFailed
 from installer.structs import decode_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from installer.site.model import Cluster
 
 _TIMEOUT = 60
 _WORDS = 600
+_PIECE = 64 * 1024
 
 
 class Kubectl:
@@ -60,6 +64,31 @@ class Kubectl:
             raise DeploymentFailed(f"kubectl {arguments[0]}: {words}")
         return result.stdout
 
+    def stream(
+        self, *arguments: str, feed: Iterable[bytes] = (), timeout: float
+    ) -> Iterator[bytes]:
+        """Give what it prints piece by piece while ``feed`` goes in; ``timeout`` in seconds.
+
+        Nothing is kept in memory. Raises DeploymentFailed after the last piece when it failed, and
+        what ``feed`` raises: kubectl is killed then before its input ends, so that nobody there
+        takes half of it for the whole. A generator that is closed early ends kubectl as well.
+        """
+        try:
+            process = subprocess.Popen(
+                [*self._command, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=self._environment,
+            )
+        except OSError as error:
+            raise PreflightFailed(
+                f"{self._command[0]}: can't be executed: {error.strerror}"
+            ) from error
+        with process, _Conversation(process, feed, timeout) as conversation:
+            yield from conversation.output()
+        conversation.check(f"kubectl {arguments[0]}")
+
     def get(self, *arguments: str, timeout: float = _TIMEOUT) -> dict[str, Any]:
         """Read objects as JSON."""
         text = self.run(*arguments, "--output=json", timeout=timeout)
@@ -75,6 +104,79 @@ class Kubectl:
             for pod in self.get("get", "pods", f"--namespace={namespace}").get("items", [])
             if not pod["metadata"].get("deletionTimestamp")
         ]
+
+
+class _Conversation:
+    """Writes to a program and keeps its complaints while somebody else reads its output."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], feed: Iterable[bytes], timeout: float
+    ) -> None:
+        self._process = process
+        self._feed = feed
+        self._timeout = timeout
+        self._late = False
+        self._complaints = b""
+        self._trouble: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._write, daemon=True),
+            threading.Thread(target=self._listen, daemon=True),
+        ]
+        self._watch = threading.Timer(timeout, self._end)
+
+    def __enter__(self) -> Self:
+        for thread in (*self._threads, self._watch):
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._watch.cancel()
+        # With its output it has ended or will; else somebody stopped reading.
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_TIMEOUT if kind is None else 0)
+        self._process.kill()
+        for thread in self._threads:
+            thread.join()
+
+    def output(self) -> Iterator[bytes]:
+        stdout: IO[bytes] | None = self._process.stdout
+        while stdout is not None and (piece := stdout.read1(_PIECE)):  # type: ignore[attr-defined]
+            yield piece
+
+    def check(self, what: str) -> None:
+        """Raise for whatever went wrong; when it has ended."""
+        if self._trouble is not None:
+            raise self._trouble
+        words = " ".join(self._complaints.decode(errors="replace").split())[-_WORDS:]
+        if self._late:
+            raise DeploymentFailed(f"{what}: not done after {self._timeout:.0f} s {words}".rstrip())
+        if self._process.returncode:
+            raise DeploymentFailed(f"{what}: {words}")
+
+    def _write(self) -> None:
+        stdin = self._process.stdin
+        if stdin is None:
+            return
+        try:
+            for piece in self._feed:
+                stdin.write(piece)
+            stdin.flush()
+        except BrokenPipeError:
+            pass  # it ended early: its exit code and complaint say why
+        except BaseException as error:  # noqa: BLE001 - handed over to whoever reads the output
+            self._trouble = error
+            self._process.kill()
+        with suppress(OSError):
+            stdin.close()
+
+    def _listen(self) -> None:
+        stderr: IO[bytes] | None = self._process.stderr
+        while stderr is not None and (piece := stderr.read1(_PIECE)):  # type: ignore[attr-defined]
+            self._complaints = (self._complaints + piece)[-_PIECE:]
+
+    def _end(self) -> None:
+        self._late = True
+        self._process.kill()
 
 
 def has_ended(pod: dict[str, Any]) -> bool:

@@ -61,8 +61,6 @@ class _Told:
 class TellNodes:
     """Write containerd's folders for the seed registry and each Harbor, here or for copying."""
 
-    name = "nodes"
-
     def __init__(
         self,
         site: Site,
@@ -70,21 +68,25 @@ class TellNodes:
         ca: Callable[[], bytes | None],
         *,
         harbors: Sequence[tuple[str, Callable[[], bytes | None]]] = (),
+        later: str = "",
     ) -> None:
         """``ca`` gives the seed's CA certificate (PEM), None when it is not there yet or none.
 
         ``harbors`` are the hosts of external URLs, each with the same for its certificate; empty
-        bytes say that nodes know the authority, so that there is nothing to tell.
+        bytes say that nodes know the authority, so that there is nothing to tell. ``later`` is the
+        key of a release whose Harbor gets its certificate only then: of the seed they know already.
         """
+        self.name = f"nodes:{later}" if later else "nodes"
         self._state = state
         seed = site.seed
         tls = seed.serve.tls if seed.serve else not (seed.push and seed.push.plain_http)
         own_ca = (seed.serve is not None and seed.serve.tls) or bool(seed.push and seed.push.ca)
         authority = (lambda: ca() or None) if own_ca else bytes
-        self._seed = _Told(site.image_prefix.partition("/")[0], tls, authority)
+        told = _Told(site.image_prefix.partition("/")[0], tls, authority)
+        self._seed = [] if later else [told]
         # What the seed needs goes before: without it nothing runs.
         known = {host: _Told(host, tls=True, ca=ca) for host, ca in harbors}
-        self._harbors = [told for host, told in known.items() if host != self._seed.host]
+        self._harbors = [harbor for host, harbor in known.items() if host != told.host]
         certs = site.nodes.containerd_certs_dir
         self._here = bool(certs)
         self._folder = Path(certs) if certs else state.path("nodes")
@@ -92,13 +94,14 @@ class TellNodes:
     @property
     def sentence(self) -> str:
         """What applying it does."""
-        hosts = [self._seed.host, *(told.host for told in self._harbors if told.ca() != b"")]
+        harbors = [told for told in self._harbors if not self._seed or told.ca() != b""]
+        hosts = [told.host for told in (*self._seed, *harbors)]
         where = f"in {self._folder}" if self._here else "lay out files for each node"
         return f"Tell containerd of {', '.join(hosts)}: {where}"
 
     def _folders(self) -> dict[Path, dict[str, bytes] | None]:
         """What has to be where, None for what is not there yet."""
-        folders = {self._folder / self._seed.host: self._seed.files()}
+        folders = {self._folder / told.host: told.files() for told in self._seed}
         for told in self._harbors:
             files = told.files()
             if files is None or "ca.crt" in files:

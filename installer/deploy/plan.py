@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from installer.errors import AirgapError, Interrupted
 
@@ -43,6 +43,25 @@ class Step(Protocol):
         ...
 
 
+@runtime_checkable
+class Detailed(Protocol):
+    """A step that can say more of what applying it changes."""
+
+    def details(self) -> list[str]:
+        """Lines for people, without secrets; changes nothing."""
+        ...
+
+
+def details(step: Step) -> list[str]:
+    """What a step says of what it changes, nothing if it doesn't or can't."""
+    if not isinstance(step, Detailed):
+        return []
+    try:
+        return step.details()
+    except AirgapError as error:
+        return [f"what changes can't be told: {error.message}"]
+
+
 class Meter(Protocol):
     """Makes something that is told the bytes done, of ``total``, while a long step runs."""
 
@@ -71,10 +90,11 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Planned:
-    """A step with what its check said."""
+    """A step with what its check said, and what it would change if it has more to say."""
 
     step: Step
     done: bool
+    details: tuple[str, ...] = ()
 
 
 @dataclass
@@ -88,7 +108,11 @@ class Report:
 
 def look(steps: Iterable[Step]) -> list[Planned]:
     """Check every step and apply none."""
-    return [Planned(step, step.check()) for step in steps]
+    planned = []
+    for step in steps:
+        done = step.check()
+        planned.append(Planned(step, done, () if done else tuple(details(step))))
+    return planned
 
 
 def execute(

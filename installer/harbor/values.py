@@ -50,6 +50,14 @@ def tls_name(release: str) -> str:
     return f"{release}-external-tls"
 
 
+def issued_name(release: str) -> str:
+    """Name of the Certificate of cert-manager's, and of the Secret that it writes.
+
+    Another one than ours: Helm would refuse to take a Secret over, or delete it.
+    """
+    return f"{release}-issued-tls"
+
+
 def ca_name(release: str) -> str:
     """Name of the Secret with the authorities that Harbor trusts besides the system's."""
     return f"{release}-ca-bundle"
@@ -123,7 +131,11 @@ def _expose(harbor: Harbor, release: str) -> dict[str, Any]:
 
 
 def _tls(certificate: Certificate | None, release: str) -> dict[str, Any]:
-    name = certificate.secret if certificate and certificate.secret else tls_name(release)
+    name = tls_name(release)
+    if certificate and certificate.secret:
+        name = certificate.secret
+    elif certificate and certificate.cert_manager:
+        name = issued_name(release)
     return {"enabled": True, "certSource": "secret", "secret": {"secretName": name}}
 
 

@@ -125,12 +125,14 @@ class Helm:
         history_max: int = 5,
         create_namespace: bool = True,
         wait: bool = True,
+        force: bool = False,
         secrets: Collection[str] = (),
     ) -> dict[str, Any]:
         """Install the release, or upgrade it to exactly these values; wait until it is ready.
 
-        ``timeout`` is in seconds. Gives the release as Helm reports it (``info.status``,
-        ``version``). Raises DeploymentFailed.
+        ``timeout`` is in seconds. With ``force`` its word counts over fields that somebody else
+        has set, as it always does where Helm itself merges (Helm 3). Gives the release as Helm
+        reports it (``info.status``, ``version``). Raises DeploymentFailed.
         """
         command = ["upgrade", release, str(chart.absolute()), "--install"]
         command += ["--namespace", namespace, "--timeout", f"{int(timeout)}s"]
@@ -138,6 +140,8 @@ class Helm:
         command += ["--history-max", str(history_max), "--reset-values", "--output", "json"]
         command += ["--create-namespace"] if create_namespace else []
         command += self._wait_flag() if wait else []
+        if force and self._is_server_side(release, namespace):
+            command.append("--force-conflicts")
         output = self._run(
             [*command, "--values", "-"],
             DeploymentFailed,
@@ -165,9 +169,35 @@ class Helm:
                 return None
             raise
 
-    def get_values(self, release: str, namespace: str) -> dict[str, Any]:
-        """The values that the release was deployed with, without the chart's defaults."""
+    def history(self, release: str, namespace: str) -> list[dict[str, Any]]:
+        """Revisions that Helm still knows, oldest first; none if there is no such release.
+
+        Of each ``revision``, ``status``, ``chart`` and ``app_version``.
+        """
+        command = ["history", release, "--namespace", namespace, "--max", "256", "--output", "json"]
+        what = f"release {release} in namespace {namespace}: its history can't be read"
+        try:
+            found = _json(self._run(command, DeploymentFailed, what))
+        except DeploymentFailed as error:
+            if "release: not found" in error.message:
+                return []
+            raise
+        return sorted(
+            (entry for entry in found or () if isinstance(entry, dict)),
+            key=lambda entry: int(entry.get("revision", 0)),
+        )
+
+    def get_manifest(self, release: str, namespace: str, *, revision: int = 0) -> str:
+        """Objects (YAML) of a revision or the latest, without hooks; may hold secrets."""
+        command = ["get", "manifest", release, "--namespace", namespace]
+        command += ["--revision", str(revision)] if revision else []
+        what = f"release {release} in namespace {namespace}: its objects can't be read"
+        return self._run(command, DeploymentFailed, what)
+
+    def get_values(self, release: str, namespace: str, *, revision: int = 0) -> dict[str, Any]:
+        """The values of a revision, or of the latest, without the chart's defaults."""
         command = ["get", "values", release, "--namespace", namespace, "--output", "json"]
+        command += ["--revision", str(revision)] if revision else []
         what = f"release {release} in namespace {namespace}: its values can't be read"
         return _map(_json(self._run(command, DeploymentFailed, what)))
 
@@ -192,6 +222,10 @@ class Helm:
             f"release {release} in namespace {namespace}: uninstall failed",
             timeout=timeout + _QUICK,
         )
+
+    def _is_server_side(self, release: str, namespace: str) -> bool:
+        found = self.status(release, namespace)
+        return found is not None and found.get("apply_method") == "ssa"
 
     def _wait_flag(self) -> list[str]:
         # In 4.0 a bare --wait meant hooks only; the strategy is named to be sure.

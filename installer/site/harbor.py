@@ -8,7 +8,9 @@ nobody has to know which key today's chart reads and which one it ignores.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 
 _IDENTIFIER = 63
 """Longest name in PostgreSQL, in bytes (NAMEDATALEN - 1); it would cut a longer one off."""
+_HOURS = re.compile(r"([1-9]\d{0,5})h\Z")
+_LIFETIME = re.compile(r"[1-9]\d{0,8}[smhd]?\Z")
+_VAULT_PATH = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)*\Z", re.ASCII)
+_OBJECT = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
+"""Name of a Kubernetes object (RFC 1123 subdomain)."""
+_CERT_MANAGER = "cert-manager.io"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Expose(Strict, frozen=True):
@@ -56,6 +65,110 @@ class Provided(Strict, frozen=True):
     ca: LocalFile = ""
 
 
+class IssuerRef(Strict, frozen=True):
+    """An issuer of cert-manager's that is there; an ``Issuer`` in Harbor's namespace."""
+
+    name: str
+    kind: str = "Issuer"
+    group: str = _CERT_MANAGER
+
+
+class SelfSignedIssuer(Strict, frozen=True):
+    """An authority that cert-manager makes once and keeps; its certificate goes to clients."""
+
+
+class CaIssuer(Strict, frozen=True):
+    """An authority of the site's: its certificate, with those above it, and its key, both PEM.
+
+    cert-manager signs with it, so that both lie in a Secret in Harbor's namespace.
+    """
+
+    certificate: LocalFile
+    key: LocalFile
+
+
+class VaultRole(Strict, frozen=True, kw_only=True):
+    """A role of a PKI secrets engine in Vault; ``ca`` is what its HTTPS is checked with."""
+
+    address: str
+    role: str
+    mount: str = "pki"
+    ca: LocalFile = ""
+    namespace: str = ""
+
+
+class AppRole(Strict, frozen=True):
+    """A login for machines; the secret id may be gone once the certificate is made."""
+
+    role_id: str
+    secret_id_file: OnceFile
+    mount: str = "approle"
+
+
+class KubernetesToken(Strict, frozen=True):
+    """A login with the token of a service account, in a file."""
+
+    role: str
+    token_file: OnceFile
+    mount: str = "kubernetes"
+
+
+class Vault(VaultRole, frozen=True, kw_only=True):
+    """Vault issues certificate and key to the installer, which keeps them and writes the Secret.
+
+    ``ttl`` is the lifetime to ask for (``90d``, ``2160h``), if not the role's own. ``names`` are
+    further SANs. Exactly one login.
+    """
+
+    ttl: str = ""
+    names: tuple[str, ...] = ()
+    app_role: AppRole | None = None
+    kubernetes: KubernetesToken | None = None
+
+
+class IssuerAppRole(Strict, frozen=True):
+    """A login of cert-manager's: the secret id is read at each run and lies in a Secret."""
+
+    role_id: str
+    secret_id_file: LocalFile
+    mount: str = "approle"
+
+
+class IssuerServiceAccount(Strict, frozen=True):
+    """A login of cert-manager's with passing tokens of a service account made for it.
+
+    ``controller`` is NAMESPACE/NAME of cert-manager's own service account, which may then make
+    such tokens.
+    """
+
+    role: str
+    mount: str = "kubernetes"
+    controller: str = "cert-manager/cert-manager"
+
+
+class VaultIssuer(VaultRole, frozen=True, kw_only=True):
+    """cert-manager asks Vault to sign; the key never leaves the cluster. Exactly one login."""
+
+    app_role: IssuerAppRole | None = None
+    kubernetes: IssuerServiceAccount | None = None
+
+
+class CertManager(Strict, frozen=True):
+    """cert-manager issues and renews, by exactly one of the four issuers.
+
+    ``names`` are further SANs, ``duration`` and ``renewBefore`` hours (``8760h``): what is asked
+    for, the issuer may give less.
+    """
+
+    issuer: IssuerRef | None = None
+    self_signed: SelfSignedIssuer | None = None
+    ca: CaIssuer | None = None
+    vault: VaultIssuer | None = None
+    names: tuple[str, ...] = ()
+    duration: str = "8760h"
+    renew_before: str = "2920h"
+
+
 class Certificate(Strict, frozen=True):
     """Who vouches for ``externalURL``: exactly one of these.
 
@@ -65,6 +178,8 @@ class Certificate(Strict, frozen=True):
     self_signed: SelfSigned | None = None
     provided: Provided | None = None
     secret: str = ""
+    cert_manager: CertManager | None = None
+    vault: Vault | None = None
 
 
 class Nfs(Strict, frozen=True):
@@ -199,9 +314,7 @@ def problems(harbor: Harbor) -> Iterator[Problem]:
     certificate, storage, balancer = harbor.certificate, harbor.storage, harbor.load_balancer
     expose = harbor.expose or Expose()
     if certificate is not None:
-        yield from _exactly_one(("certificate",), certificate)
-        if harbor.external_url.startswith("http:"):
-            yield ("certificate",), "externalURL is http", "write https:// there, or leave this out"
+        yield from _certificate_problems(harbor, certificate)
     if storage is not None:
         yield from _exactly_one(("storage",), storage, others=("sizes",))
     for name, port in (("httpPort", expose.http_port), ("httpsPort", expose.https_port)):
@@ -225,6 +338,75 @@ def _exactly_one(
     }
     if len([way for way in ways.values() if way not in (None, "")]) != 1:
         yield path, f"give exactly one of {', '.join(ways)}", ""
+
+
+def _certificate_problems(harbor: Harbor, certificate: Certificate) -> Iterator[Problem]:
+    path = ("certificate",)
+    yield from _exactly_one(path, certificate)
+    if harbor.external_url.startswith("http:"):
+        yield path, "externalURL is http", "write https:// there, or leave this out"
+    if certificate.cert_manager is not None:
+        yield from _cert_manager_problems(certificate.cert_manager)
+    if certificate.vault is not None:
+        yield from _vault_problems((*path, "vault"), certificate.vault)
+
+
+def _cert_manager_problems(section: CertManager) -> Iterator[Problem]:
+    path = ("certificate", "certManager")
+    yield from _exactly_one(path, section, others=("names", "duration", "renew_before"))
+    hours = []
+    for key, text in (("duration", section.duration), ("renewBefore", section.renew_before)):
+        if match := _HOURS.match(text):
+            hours.append(int(match[1]))
+        else:
+            yield (*path, key), f"not a number of hours: {text[:40]!r}", "for example 8760h"
+    if len(hours) > 1 and hours[1] >= hours[0]:
+        yield (*path, "renewBefore"), "not shorter than duration", "a third of it is a good choice"
+    if section.issuer is not None:
+        if not _OBJECT.match(section.issuer.name):
+            yield (*path, "issuer", "name"), "not the name of an object", ""
+        known = ("Issuer", "ClusterIssuer")
+        if section.issuer.group == _CERT_MANAGER and section.issuer.kind not in known:
+            yield (*path, "issuer", "kind"), f"one of {' and '.join(known)}", ""
+    if section.vault is not None:
+        yield from _vault_problems((*path, "vault"), section.vault)
+        account = section.vault.kubernetes
+        if account is not None:
+            namespace, slash, name = account.controller.partition("/")
+            if not slash or not all(map(_OBJECT.match, (namespace, name))):
+                hint = "for example cert-manager/cert-manager"
+                yield (*path, "vault", "kubernetes", "controller"), "not NAMESPACE/NAME", hint
+
+
+def _vault_problems(path: tuple[str, ...], section: Vault | VaultIssuer) -> Iterator[Problem]:
+    logins = {"appRole": section.app_role, "kubernetes": section.kubernetes}
+    if len([login for login in logins.values() if login is not None]) != 1:
+        yield path, f"give exactly one of {', '.join(logins)}", ""
+    try:
+        parts = urlsplit(section.address)
+        good = bool(parts.hostname) and (parts.port is None or parts.port in PORTS)
+        good = good and parts.path in ("", "/") and not (parts.query or parts.fragment)
+        secure = parts.scheme == "https"
+        # What runs beside us, such as Vault's own agent, nobody else hears.
+        secure = secure or (
+            isinstance(section, Vault) and parts.scheme == "http" and parts.hostname in _LOOPBACK
+        )
+    except ValueError:
+        good = secure = False
+    if not good or not secure or "@" in section.address:
+        hint = "for example https://vault.plant.example:8200"
+        yield (*path, "address"), "not the https URL of a Vault", hint
+    named: list[tuple[tuple[str, ...], str]] = [
+        (("mount",), section.mount),
+        (("role",), section.role),
+    ]
+    named += [((key, "mount"), login.mount) for key, login in logins.items() if login is not None]
+    for keys, text in named:
+        if not _VAULT_PATH.match(text):
+            hint = "as Vault lists it, without slashes at its ends"
+            yield (*path, *keys), f"not a path in Vault: {text[:60]!r}", hint
+    if isinstance(section, Vault) and section.ttl and not _LIFETIME.match(section.ttl):
+        yield (*path, "ttl"), f"not a duration of Vault's: {section.ttl[:40]!r}", "such as 2160h"
 
 
 def _database_problems(database: Database) -> Iterator[Problem]:

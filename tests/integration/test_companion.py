@@ -13,7 +13,8 @@ import yaml
 from installer.deploy.companion import Companion
 from installer.deploy.context import Context
 from installer.deploy.tools import Toolbox
-from installer.errors import PreflightFailed
+from installer.errors import InvalidInput, PreflightFailed
+from installer.site.authority import ensure_certificates, utc_now
 from installer.site.certificate import TlsFiles
 from installer.site.harbor import Harbor
 from installer.site.model import Cluster, Release, Seed, Serve, Site
@@ -158,3 +159,134 @@ def test_authorities_that_harbor_trusts(make: Callable[..., Companion], tmp_path
     )
     data = found["Secret/hub-ca-bundle"]["data"]["ca.crt"]
     assert base64.b64decode(data) == b"first\nsecond\n"
+
+
+# What asks cert-manager for a certificate
+
+VAULT = {"address": "https://vault.test:8200/", "role": "harbor", "mount": "pki/plant"}
+
+
+def issued(make: Callable[..., Companion], section: dict[str, Any], **more: Any) -> Any:
+    companion = make(certificate={"certManager": section}, tls=None, **more)
+    assert companion.is_needed()
+    assert "the request for its certificate" in companion.sentence
+    companion.preflight()
+    return objects(companion)
+
+
+def test_an_issuer_that_is_there_is_asked(make: Callable[..., Companion]) -> None:
+    section = {
+        "issuer": {"name": "plant", "kind": "ClusterIssuer"},
+        "names": ["10.0.0.7", "*.h.test"],
+    }
+    found = issued(make, section, loadBalancer={"haproxy": {"nodes": ["10.0.0.1"]}})
+    assert set(found) == {"Certificate/hub-issued-tls"}
+    spec = found["Certificate/hub-issued-tls"]["spec"]
+    assert spec["secretName"] == "hub-issued-tls"
+    assert spec["issuerRef"] == {
+        "name": "plant", "kind": "ClusterIssuer", "group": "cert-manager.io",
+    }  # fmt: skip
+    assert (spec["commonName"], spec["dnsNames"]) == ("h.test", ["h.test", "*.h.test"])
+    assert spec["ipAddresses"] == ["10.0.0.7"]
+    assert (spec["duration"], spec["renewBefore"]) == ("8760h", "2920h")
+
+
+def test_an_authority_that_cert_manager_makes_signs(make: Callable[..., Companion]) -> None:
+    found = issued(make, {"selfSigned": {}})
+    assert set(found) == {
+        "Certificate/hub-issued-tls", "Issuer/hub-own-ca", "Issuer/hub-own-ca-root",
+        "Certificate/hub-own-ca",
+    }  # fmt: skip
+    assert found["Certificate/hub-issued-tls"]["spec"]["issuerRef"]["name"] == "hub-own-ca"
+    assert found["Issuer/hub-own-ca"]["spec"] == {"ca": {"secretName": "hub-own-ca"}}
+    authority = found["Certificate/hub-own-ca"]["spec"]
+    assert authority["isCA"] is True
+    assert authority["issuerRef"]["name"] == "hub-own-ca-root"
+    assert authority["privateKey"]["rotationPolicy"] == "Never"
+    assert found["Issuer/hub-own-ca-root"]["spec"] == {"selfSigned": {}}
+
+
+def test_an_authority_of_the_sites_signs(make: Callable[..., Companion], tmp_path: Path) -> None:
+    ensure_certificates(tmp_path, "plant", ["h.test"], utc_now())
+    files = {"certificate": str(tmp_path / "ca.crt"), "key": str(tmp_path / "ca.key")}
+    found = issued(make, {"ca": files})
+    assert set(found) == {
+        "Certificate/hub-issued-tls", "Issuer/hub-given-ca", "Secret/hub-given-ca",
+    }  # fmt: skip
+    data = found["Secret/hub-given-ca"]["data"]
+    assert base64.b64decode(data["tls.key"]) == (tmp_path / "ca.key").read_bytes()
+    assert base64.b64decode(data["tls.crt"]) == (tmp_path / "ca.crt").read_bytes()
+    for files, words in (
+        ({"certificate": "ca.crt", "key": "tls.key"}, r"tls\.key: it does not belong to the first"),
+        ({"certificate": "tls.crt", "key": "tls.key"}, r"tls\.crt: it is no authority"),
+        ({"certificate": "ca.key", "key": "ca.key"}, r"ca\.key: there is no certificate"),
+        ({"certificate": "ca.crt", "key": "ca.crt"}, r"ca\.crt: no private key"),
+    ):
+        section = {"ca": {key: str(tmp_path / name) for key, name in files.items()}}
+        with pytest.raises(InvalidInput, match=words) as caught:
+            make(certificate={"certManager": section}).preflight()
+        assert "BEGIN" not in caught.value.message
+
+
+def test_vault_signs_for_cert_manager_by_a_secret_id(
+    make: Callable[..., Companion], tmp_path: Path
+) -> None:
+    ensure_certificates(tmp_path, "plant", ["h.test"], utc_now())
+    (tmp_path / "secret-id").write_text("the word\n")
+    login = {"roleId": "the role", "secretIdFile": str(tmp_path / "secret-id")}
+    section = VAULT | {"appRole": login, "ca": str(tmp_path / "ca.crt"), "namespace": "one"}
+    found = issued(make, {"vault": section})
+    assert set(found) == {"Certificate/hub-issued-tls", "Issuer/hub-vault", "Secret/hub-vault"}
+    spec = found["Issuer/hub-vault"]["spec"]["vault"]
+    assert base64.b64decode(spec.pop("caBundle")) == (tmp_path / "ca.crt").read_bytes()
+    assert spec == {
+        "server": "https://vault.test:8200", "path": "pki/plant/sign/harbor", "namespace": "one",
+        "auth": {
+            "appRole": {
+                "path": "approle", "roleId": "the role",
+                "secretRef": {"name": "hub-vault", "key": "secretId"},
+            }
+        },
+    }  # fmt: skip
+    data = found["Secret/hub-vault"]["data"]
+    assert base64.b64decode(data["secretId"]) == b"the word"
+
+
+def test_vault_signs_for_cert_manager_by_a_service_account(make: Callable[..., Companion]) -> None:
+    login = {"role": "signer", "mount": "plant/k8s", "controller": "cm/controller"}
+    found = issued(make, {"vault": VAULT | {"kubernetes": login}})
+    assert set(found) == {
+        "Certificate/hub-issued-tls", "Issuer/hub-vault", "ServiceAccount/hub-vault",
+        "Role/hub-vault", "RoleBinding/hub-vault",
+    }  # fmt: skip
+    assert found["Issuer/hub-vault"]["spec"]["vault"]["auth"]["kubernetes"] == {
+        "role": "signer", "mountPath": "/v1/auth/plant/k8s",
+        "serviceAccountRef": {"name": "hub-vault"},
+    }  # fmt: skip
+    (rule,) = found["Role/hub-vault"]["rules"]
+    assert rule == {
+        "apiGroups": [""], "resources": ["serviceaccounts/token"],
+        "resourceNames": ["hub-vault"], "verbs": ["create"],
+    }  # fmt: skip
+    assert found["RoleBinding/hub-vault"]["subjects"] == [
+        {"kind": "ServiceAccount", "namespace": "cm", "name": "controller"}
+    ]
+
+
+def test_helm_never_owns_what_cert_manager_writes(make: Callable[..., Companion]) -> None:
+    found = issued(make, {"selfSigned": {}})
+    written = {
+        one["spec"]["secretName"] for name, one in found.items() if name.startswith("Certificate/")
+    }
+    assert not {f"Secret/{name}" for name in written} & set(found)
+    ours = objects(make(certificate={"selfSigned": {}}))
+    assert not {f"Secret/{name}" for name in written} & set(ours)
+
+
+def test_an_address_is_no_common_name(make: Callable[..., Companion]) -> None:
+    section = {"issuer": {"name": "plant"}}
+    found = issued(make, section, externalURL="https://10.0.0.7")
+    spec = found["Certificate/hub-issued-tls"]["spec"]
+    assert "commonName" not in spec
+    assert "dnsNames" not in spec
+    assert spec["ipAddresses"] == ["10.0.0.7"]

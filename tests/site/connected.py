@@ -25,7 +25,7 @@ from tests import programs
 from tests.site.upstream import BUSYBOX, TRIVY_DB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tests.site.upstream import Upstream
 
@@ -67,7 +67,9 @@ class Connected:
         self.registries = folder / "registries.yaml"
         there = {"endpoints": [upstream.registry.url]}
         self.registries.write_text(
-            yaml.safe_dump({"registries": dict.fromkeys(("docker.io", "ghcr.io"), there)})
+            yaml.safe_dump(
+                {"registries": dict.fromkeys(("docker.io", "ghcr.io", "quay.io"), there)}
+            )
         )
 
     @property
@@ -80,11 +82,20 @@ class Connected:
         assert isinstance(loaded, ec.EllipticCurvePrivateKey)
         return loaded
 
-    def make(self, name: str, version: str, *, profiles: Sequence[str] = (), helm: int = 4) -> Made:
+    def make(
+        self,
+        name: str,
+        version: str,
+        *,
+        profiles: Sequence[str] = (),
+        helm: int = 4,
+        also: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Made:
         """Init, lock and build ``NAME.tar`` with Harbor ``version`` (2.14 or 2.15).
 
         ``profiles`` are those to render, if not all that the shipped spec lists; ``helm`` is the
-        major version that goes in. Raises BundlerFailed.
+        major version that goes in. ``also`` are further charts of upstream's: ``version`` and
+        ``values`` of the one profile, by name. Raises BundlerFailed.
         """
         spec = self.folder / "bundle.yaml"
         spec.unlink(missing_ok=True)
@@ -92,6 +103,16 @@ class Connected:
         document = self._reachable(yaml.safe_load(spec.read_text()), helm)
         if profiles:
             document["charts"][0]["profiles"] = list(profiles)
+        for chart, wanted in (also or {}).items():
+            document["profiles"][chart] = {"values": wanted["values"]}
+            document["charts"].append(
+                {
+                    "name": chart,
+                    "source": self.upstream.charts_url,
+                    "version": wanted["version"],
+                    "profiles": [chart],
+                }
+            )
         spec.write_text(yaml.safe_dump(document))
         self.run("lock", str(spec), f"--registry-config={self.registries}")
         path = self.folder / f"{name}.tar"

@@ -22,6 +22,8 @@ from urllib.parse import urljoin
 
 import requests
 
+from tests.postgresql import postgresql
+from tests.programs import ProgramMissing
 from tests.site.build import standin
 
 if TYPE_CHECKING:
@@ -86,15 +88,26 @@ def sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def layer(files: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> Layer:
-    """Make a layer of executable files, and of symbolic links (name to target)."""
+def layer(
+    files: Mapping[str, bytes],
+    links: Mapping[str, str] | None = None,
+    *,
+    shared: Iterable[str] = (),
+) -> Layer:
+    """Make a layer of executable files, and of symbolic links (name to target).
+
+    ``shared`` are folders that everybody may write to, as /tmp is.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         folders = {
             str(parent) for name in (*files, *(links or {})) for parent in Path(name).parents
         }
+        folders |= {str(parent) for name in shared for parent in (Path(name), *Path(name).parents)}
         for name in sorted(folders - {"."}):
-            tar.addfile(_header(name, tarfile.DIRTYPE))
+            header = _header(name, tarfile.DIRTYPE)
+            header.mode = 0o1777 if name in shared else header.mode
+            tar.addfile(header)
         for name, data in sorted(files.items()):
             header = _header(name, tarfile.REGTYPE)
             header.size = len(data)
@@ -161,9 +174,13 @@ def pause() -> Image:
 def harbor(name: str, version: str, flavour: Flavour = "oci") -> Image:
     """Make the stand-in for Harbor's image ``name``; ``version`` is the tag, such as v2.14.4."""
     own = layer({f"etc/{name}": f"stands for goharbor/{name}:{version}\n".encode()})
+    layers, entrypoint = [_busybox_layer(), _standin_layer(), own], ["/usr/bin/standin"]
+    if name == "harbor-db" and (database := _postgresql_layer()):
+        layers.append(database)
+        entrypoint = ["/bin/sh", "/usr/bin/database"]
     return image(
-        [_busybox_layer(), _standin_layer(), own],
-        ["/usr/bin/standin"],
+        layers,
+        entrypoint,
         env={"STANDIN_NAME": name, "STANDIN_VERSION": version},
         flavour=flavour,
     )
@@ -248,6 +265,52 @@ def _standin_layer() -> Layer:
             "harbor/harbor_core": "/usr/bin/standin",  # the migration job runs it
         },
     )
+
+
+@cache
+def _postgresql_layer() -> Layer | None:
+    """Debian's real PostgreSQL with the libraries that it needs, None where it isn't installed.
+
+    It is started as Harbor's image does: a cluster below PGDATA, local logins without password,
+    a database ``registry``.
+    """
+    try:
+        folder = postgresql("postgres").parents[1]
+    except ProgramMissing:
+        return None
+    major = folder.name
+    programs = [folder / "bin" / name for name in ("postgres", "initdb", "pg_dump", "psql")]
+    programs += [folder / "lib" / name for name in ("plpgsql.so", "dict_snowball.so")]
+    linked = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=True).stdout
+    files = {word for line in linked.splitlines() for word in line.split() if word[0] == "/"}
+    share = Path("/usr/share/postgresql") / major
+    found = [
+        *programs,
+        *(Path(name) for name in files if not name.endswith(":")),
+        *(path for path in share.rglob("*") if path.is_file() and "man" not in path.parts),
+    ]
+    contents = {str(path).lstrip("/"): path.read_bytes() for path in found}
+    contents["etc/passwd"] = b"root:x:0:0::/:/bin/sh\npostgres:x:999:999::/tmp:/bin/sh\n"
+    contents["usr/bin/database"] = _DATABASE.replace("MAJOR", major).encode()
+    links = {f"usr/bin/{path.name}": str(path) for path in programs if path.parent.name == "bin"}
+    return layer(contents, links, shared=("tmp", "run/postgresql", "var/run/postgresql"))
+
+
+_DATABASE = """
+set -e
+PATH=/usr/lib/postgresql/MAJOR/bin:$PATH
+data="$PGDATA/pgMAJOR"
+if [ ! -s "$data/PG_VERSION" ]; then
+  mkdir -p "$PGDATA"
+  printf %s "$POSTGRES_PASSWORD" > /tmp/password
+  initdb --pgdata="$data" --username=postgres --pwfile=/tmp/password --auth-local=trust \\
+    --auth-host=scram-sha-256 --encoding=UTF8 --locale=C --no-sync
+  echo "host all all all scram-sha-256" >> "$data/pg_hba.conf"
+  echo "CREATE DATABASE registry;" | postgres --single -D "$data" postgres
+fi
+exec postgres -D "$data" --listen_addresses='*' --fsync=off --shared_buffers=16MB \\
+  --unix_socket_directories=/var/run/postgresql
+"""
 
 
 def _header(name: str, kind: bytes) -> tarfile.TarInfo:

@@ -22,7 +22,7 @@ from tests.integration.servers import free_port
 from tests.postgresql import Server, as_postgres, initialised, postgresql
 from tests.programs import ProgramMissing
 from tests.site import images
-from tests.site.network import NODE_IP
+from tests.site.network import NODE_IP, POD_NET
 from tests.site.story import NEW, OLD, Story, connects, told
 from tests.upstream.certificates import make_certificates
 
@@ -104,6 +104,8 @@ def database(cluster: Cluster) -> Iterator[Server]:
             make_certificates(folder / "tls", [NODE_IP])
             (folder / "data/pg_hba.conf").write_text(
                 f"local all all trust\nhostssl all all {NODE_IP}/32 scram-sha-256\n"
+                # Harbor's pods, and the one that dumps before an upgrade.
+                f"hostssl registry harbor {POD_NET} scram-sha-256\n"
             )
             subprocess.run(["chown", "-R", "postgres:postgres", folder], check=True)
             server = Server(free_port(), folder)

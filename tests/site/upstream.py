@@ -77,6 +77,14 @@ class Upstream:
             pushed.append((reference, digest))
         return pushed
 
+    def push(self, reference: str, image: images.Image) -> str:
+        """Put one more image there (``repository:tag``), and give its digest.
+
+        The registry stands for every host that the connected side is told to find there.
+        """
+        repository, tag = reference.split(":")
+        return images.push_image(self.registry.url, repository, tag, image)
+
     def close(self) -> None:
         self._server.close()
         self.registry.close()

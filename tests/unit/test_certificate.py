@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -26,8 +27,10 @@ from cryptography.x509.verification import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from installer.deploy.certificates import HarborCertificate, registry_host, trust_store
+from installer.deploy.cert_manager import check_api
+from installer.deploy.certificates import HarborCertificate, registry_host
 from installer.deploy.nodes import TellNodes, hosts_toml
+from installer.deploy.trust import trust_store
 from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
 from installer.site.certificate import TlsFiles, Verdict, covers, examine
 from installer.site.harbor import Certificate, Harbor, Provided
@@ -794,6 +797,78 @@ def test_a_secret_is_left_alone(state: State, certificate: Certificate | None) -
     assert made.apply() == ""
     assert made.files() is None
     assert made.ca_file() == "/ca.pem"
+
+
+# cert-manager's, as far as this machine knows it
+
+
+def managed(own_ca: str = "", **section: Any) -> Harbor:
+    written = {"externalURL": URL, "ca": own_ca, "certificate": {"certManager": section}}
+    return msgspec.convert(written, Harbor)
+
+
+def test_without_the_cluster_only_cert_managers_authority_is_known(state: State) -> None:
+    made = step(managed(selfSigned={}), state)
+    made.preflight()
+    assert made.is_needed()
+    assert made.in_cluster
+    assert made.sentence == f"Wait for cert-manager's certificate for {URL}"
+    assert not made.check()
+    assert made.files() is None
+    assert made.ca() is None
+    folder = state.subfolder("tls/harbor/hub/cert-manager")
+    (folder / "ca.crt").write_bytes(GOOD["ca"])
+    assert made.ca() == GOOD["ca"]
+    assert made.ca_file() == str(folder / "ca.crt")
+    # Everybody knows it.
+    (folder / "ca.crt").write_bytes(b"")
+    assert made.ca() == b""
+    assert made.ca_file() == trust_store()
+
+
+def test_what_a_person_gives_counts_before_what_came_along(tmp_path: Path, state: State) -> None:
+    (tmp_path / "ca.pem").write_bytes(b"text\n" + GOOD["ca"])
+    made = step(managed(str(tmp_path / "ca.pem"), issuer={"name": "plant"}), state)
+    assert made.ca() == GOOD["ca"]
+    assert made.ca_file() == str(tmp_path / "ca.pem")
+
+
+CRDS = """\
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata:
+  name: "certificates.cert-manager.io"
+"""
+
+
+def test_cert_manager_has_to_be_there_or_to_come_before() -> None:
+    check_api("h/h", ["v1", "cert-manager.io/v1"], [])
+    check_api("h/h", ["v1"], ["kind: Service\n", CRDS])
+    for earlier in ([], [CRDS.replace("certificates", "issuers")]):
+        with pytest.raises(PreflightFailed, match=r"does not serve cert-manager\.io/v1") as caught:
+            check_api("h/h", ["v1", "cert-manager.io/v1alpha2"], earlier)
+        assert "crds: {enabled: true}" in caught.value.hint
+
+
+def test_nodes_are_told_of_a_later_certificate_alone(state: State) -> None:
+    site = Site(
+        "site/v1", "Site", "s", Cluster("k"), Seed(serve=Serve("0.0.0.0:5000", "10.0.0.5:5000")), ()
+    )
+    known: list[bytes | None] = [None]
+    nodes = TellNodes(
+        site, state, lambda: None, harbors=[("h.test", lambda: known[0])], later="h/hub"
+    )
+    assert nodes.name == "nodes:h/hub"
+    assert nodes.sentence == "Tell containerd of h.test: lay out files for each node"
+    assert not nodes.check()
+    with pytest.raises(DeploymentFailed, match=r"h\.test: there is no certificate authority"):
+        nodes.apply()
+    known[0] = GOOD["ca"]
+    nodes.apply()
+    assert nodes.check()
+    (folder,) = state.path("nodes").iterdir()
+    assert folder.name == "h.test"
+    assert (folder / "ca.crt").read_bytes() == GOOD["ca"]
 
 
 @pytest.mark.parametrize(

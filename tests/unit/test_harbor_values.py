@@ -18,6 +18,8 @@ from installer.site.harbor import Harbor, problems
 CHARTS = Path(os.environ.get("AIRGAP_SHARED") or Path(__file__).parents[3] / "shared") / "charts"
 URL = "https://harbor.plant.example"
 HAPROXY = {"haproxy": {"nodes": ["10.0.0.1"]}}
+VAULT = {"address": "https://vault.plant.example:8200", "role": "harbor"}
+APP_ROLE = {"roleId": "r", "secretIdFile": "s"}
 
 
 def harbor(**sections: Any) -> Harbor:
@@ -108,6 +110,11 @@ def test_tls_ends_at_haproxy_or_at_harbor() -> None:
         }
     theirs = values(certificate={"secret": "theirs"})["expose"]["tls"]["secret"]
     assert theirs == {"secretName": "theirs"}
+    issued = values(certificate={"vault": VAULT | {"appRole": APP_ROLE}})["expose"]["tls"]["secret"]
+    assert issued == {"secretName": "harbor-external-tls"}
+    # Another one than ours: Helm must not own what cert-manager writes.
+    managed = values(certificate={"certManager": {"selfSigned": {}}})["expose"]["tls"]["secret"]
+    assert managed == {"secretName": "harbor-issued-tls"}
 
 
 def test_external_database_and_redis() -> None:
@@ -186,6 +193,72 @@ def test_what_excludes_or_needs_what(sections: dict[str, Any], complaint: str) -
     found = complaints(**sections)
     assert len(found) == 1, found
     assert found[0].startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("section", "complaint"),
+    [
+        ({}, ": give exactly one of issuer, selfSigned, ca, vault"),
+        ({"selfSigned": {}, "issuer": {"name": "x"}}, ": give exactly one of"),
+        ({"selfSigned": {}, "duration": "90d"}, ".duration: not a number of hours"),
+        ({"selfSigned": {}, "duration": "24h"}, ".renewBefore: not shorter than duration"),
+        ({"issuer": {"name": "X y"}}, ".issuer.name: not the name of an object"),
+        ({"issuer": {"name": "x", "kind": "Vault"}}, ".issuer.kind: one of Issuer and"),
+        ({"vault": VAULT}, ".vault: give exactly one of appRole, kubernetes"),
+        (
+            {"vault": VAULT | {"appRole": APP_ROLE, "address": "http://127.0.0.1:8200"}},
+            ".vault.address: not the https URL",
+        ),
+        (
+            {"vault": VAULT | {"kubernetes": {"role": "r", "controller": "cert-manager"}}},
+            ".vault.kubernetes.controller: not NAMESPACE/NAME",
+        ),
+    ],
+)
+def test_what_cert_manager_is_asked_for(section: dict[str, Any], complaint: str) -> None:
+    (found,) = complaints(certificate={"certManager": section})
+    assert found.startswith(f"certificate.certManager{complaint}")
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"issuer": {"name": "plant", "kind": "ClusterIssuer"}},
+        {"issuer": {"name": "pca", "kind": "AWSPCAIssuer", "group": "awspca.cert-manager.io"}},
+        {"selfSigned": {}, "names": ["more.plant.example"], "duration": "2160h",
+         "renewBefore": "720h"},
+        {"ca": {"certificate": "c", "key": "k"}},
+        {"vault": VAULT | {"kubernetes": {"role": "r"}}},
+    ],
+)  # fmt: skip
+def test_each_issuer_of_cert_managers(section: dict[str, Any]) -> None:
+    assert complaints(certificate={"certManager": section}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"appRole": None}, ": give exactly one of appRole, kubernetes"),
+        ({"kubernetes": {"role": "r", "tokenFile": "t"}}, ": give exactly one of"),
+        ({"address": "http://vault:8200"}, ".address: not the https URL"),
+        ({"address": "https://vault:82000"}, ".address: not the https URL"),
+        ({"address": "https://u:p@vault"}, ".address: not the https URL"),
+        ({"address": "https://vault/v1"}, ".address: not the https URL"),
+        ({"mount": "/pki"}, ".mount: not a path in Vault"),
+        ({"role": "../../sys/seal"}, ".role: not a path in Vault"),
+        ({"role": "x?y"}, ".role: not a path in Vault"),
+        ({"appRole": APP_ROLE | {"mount": "a/../b"}}, ".appRole.mount: not a path in Vault"),
+        ({"ttl": "a while"}, ".ttl: not a duration"),
+    ],
+)
+def test_what_vault_is_asked_for(changes: dict[str, Any], complaint: str) -> None:
+    (found,) = complaints(certificate={"vault": VAULT | {"appRole": APP_ROLE} | changes})
+    assert found.startswith(f"certificate.vault{complaint}")
+
+
+def test_vault_may_be_reached_through_its_agent_on_this_machine() -> None:
+    section = VAULT | {"appRole": APP_ROLE, "address": "http://127.0.0.1:8200", "ttl": "90d"}
+    assert complaints(certificate={"vault": section}) == []
 
 
 def test_a_certificate_for_plain_http_is_refused() -> None:

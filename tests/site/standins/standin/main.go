@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -201,6 +202,8 @@ func core() http.Handler {
 	})
 	mux.HandleFunc("GET /api/v2.0/health", health)
 	mux.HandleFunc("GET /api/v2.0/systeminfo", systeminfo)
+	mux.HandleFunc("GET /api/v2.0/configurations", admin(configurations))
+	mux.HandleFunc("PUT /api/v2.0/configurations", admin(configure))
 	mux.HandleFunc("/v2/", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Www-Authenticate", fmt.Sprintf(
 			`Bearer realm="%s/service/token",service="harbor-registry"`, os.Getenv("EXT_ENDPOINT")))
@@ -210,6 +213,45 @@ func core() http.Handler {
 		refuse(w, http.StatusNotFound, "NOT_FOUND", "a stand-in does not have this")
 	})
 	return mux
+}
+
+// readOnly is the one setting that it has; the real core keeps it in its database.
+var readOnly atomic.Bool
+
+func admin(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		if user != "admin" || password != os.Getenv("HARBOR_ADMIN_PASSWORD") {
+			refuse(w, http.StatusUnauthorized, "UNAUTHORIZED", "unauthorized")
+			return
+		}
+		next(w, r)
+	}
+}
+
+func configurations(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Set-Cookie", "sid=of-a-browser; Path=/; HttpOnly")
+	answer(w, http.StatusOK, map[string]any{
+		"read_only": map[string]any{"editable": true, "value": readOnly.Load()},
+	})
+}
+
+func configure(w http.ResponseWriter, r *http.Request) {
+	if _, err := r.Cookie("sid"); err == nil {
+		refuse(w, http.StatusForbidden, "FORBIDDEN", "CSRF token not found in request")
+		return
+	}
+	var wanted struct {
+		ReadOnly *bool `json:"read_only"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&wanted); err != nil {
+		refuse(w, http.StatusUnprocessableEntity, "UNPROCESSABLE_ENTITY", err.Error())
+		return
+	}
+	if wanted.ReadOnly != nil { // what it doesn't know it ignores, as the real one does
+		readOnly.Store(*wanted.ReadOnly)
+		log.Print("read_only is ", *wanted.ReadOnly)
+	}
 }
 
 type componentHealth struct {
@@ -264,7 +306,7 @@ func systeminfo(w http.ResponseWriter, r *http.Request) {
 		info["has_ca_root"] = false
 		info["notification_enable"] = true
 		info["project_creation_restriction"] = "everyone"
-		info["read_only"] = false
+		info["read_only"] = readOnly.Load()
 		info["registry_storage_provider_name"] = os.Getenv("REGISTRY_STORAGE_PROVIDER_NAME")
 		_, info["registry_url"], _ = strings.Cut(os.Getenv("EXT_ENDPOINT"), "://")
 	}
