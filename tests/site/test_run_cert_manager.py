@@ -134,7 +134,14 @@ class Issued(Story):
 
     def shown(self) -> str:
         """Give the certificate that is served, as PEM."""
-        return self.cluster.run([sys.executable, "-c", _SHOW, NODE_IP, "30043"]).stdout
+        deadline = time.monotonic() + 30
+        while True:  # the node's rules lag behind a pod that was restarted
+            done = self.cluster.run(
+                [sys.executable, "-c", _SHOW, NODE_IP, "30043"], check=time.monotonic() > deadline
+            )
+            if done.returncode == 0:
+                return done.stdout
+            time.sleep(0.5)
 
     def secret(self, name: str) -> dict[str, bytes]:
         text = self.cluster.kubectl(

@@ -143,7 +143,7 @@ def story(
         pytest.skip("haproxy is missing: apt-get install haproxy")
     folder = tmp_path_factory.mktemp("demo")
     with told(
-        Demo(cluster, folder, before, namespace="demo", port=30022, database=database)
+        Demo(cluster, folder, before, namespace="demo", port=30062, database=database)
     ) as story:
         for name in ("old", "new"):
             story.carry(name, bundles[name].path, connected.public_key)

@@ -80,7 +80,7 @@ def story(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Asked]:
     folder = tmp_path_factory.mktemp("status")
-    with told(Asked(cluster, folder, before, namespace="asked", port=30042)) as story:
+    with told(Asked(cluster, folder, before, namespace="asked", port=30072)) as story:
         for name in ("old", "new"):
             story.carry(name, bundles[name].path, connected.public_key)
         yield story

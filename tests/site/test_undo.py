@@ -56,7 +56,7 @@ def story(
     database.run("SELECT pg_reload_conf()")
     folder = tmp_path_factory.mktemp("undo")
     with told(
-        Demo(cluster, folder, before, namespace="undo", port=30042, database=database)
+        Demo(cluster, folder, before, namespace="undo", port=30082, database=database)
     ) as story:
         for name in ("old", "new"):
             story.carry(name, bundles[name].path, connected.public_key)
