@@ -204,11 +204,7 @@ class IssuedSecret:
 
     def _object(self, path: str) -> dict[str, Any] | None:
         try:
-            return msgspec.json.decode(
-                self._kubectl().run("get", "--raw", path), type=dict[str, Any]
-            )
-        except msgspec.DecodeError as error:
-            raise DeploymentFailed(f"{path}: not JSON: {error}") from error
+            return self._kubectl().raw(path)
         except DeploymentFailed as error:
             # An API that nobody serves is not found, as an object of one that is.
             if "(NotFound)" in error.message:

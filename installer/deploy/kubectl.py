@@ -91,11 +91,13 @@ class Kubectl:
 
     def get(self, *arguments: str, timeout: float = _TIMEOUT) -> dict[str, Any]:
         """Read objects as JSON."""
-        text = self.run(*arguments, "--output=json", timeout=timeout)
-        try:
-            return decode_json(text, dict[str, Any])
-        except msgspec.DecodeError as error:
-            raise DeploymentFailed(f"kubectl {arguments[0]}: not JSON: {error}") from error
+        return self._object(*arguments, "--output=json", timeout=timeout)
+
+    def raw(
+        self, path: str, *arguments: str, verb: str = "get", timeout: float = _TIMEOUT
+    ) -> dict[str, Any]:
+        """Read (``create``: post) at a path of the API, past discovery and its cache."""
+        return self._object(verb, "--raw", path, *arguments, timeout=timeout)
 
     def pods(self, namespace: str) -> list[dict[str, Any]]:
         """Pods of a namespace that are not being deleted, also those that have ended."""
@@ -104,6 +106,13 @@ class Kubectl:
             for pod in self.get("get", "pods", f"--namespace={namespace}").get("items", [])
             if not pod["metadata"].get("deletionTimestamp")
         ]
+
+    def _object(self, *arguments: str, timeout: float) -> dict[str, Any]:
+        text = self.run(*arguments, timeout=timeout)
+        try:
+            return decode_json(text, dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise DeploymentFailed(f"kubectl {arguments[0]}: not JSON: {error}") from error
 
 
 class _Conversation:

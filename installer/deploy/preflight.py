@@ -357,7 +357,7 @@ class _Api:
 
     def get(self, path: str) -> dict[str, Any]:
         """Read one document; raises DeploymentFailed."""
-        return _decoded(self.kubectl.run("get", "--raw", path, timeout=_PATIENCE), path)
+        return self.kubectl.raw(path, timeout=_PATIENCE)
 
     def items(self, path: str) -> list[dict[str, Any]]:
         """Read the objects of a list."""
@@ -370,15 +370,7 @@ class _Api:
         document = {"apiVersion": f"{group}/v1", "kind": kind, "spec": spec}
         write_file(file, msgspec.json.encode(document))
         path = f"/apis/{group}/v1/{kind.lower()}s"
-        text = self.kubectl.run("create", "--raw", path, f"--filename={file}", timeout=_PATIENCE)
-        return _decoded(text, path)
-
-
-def _decoded(text: str, path: str) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise DeploymentFailed(f"{path}: not JSON: {error}") from error
+        return self.kubectl.raw(path, f"--filename={file}", verb="create", timeout=_PATIENCE)
 
 
 def _cluster(

@@ -24,6 +24,7 @@ from installer.errors import AirgapError, DeploymentFailed, TransferFailed
 from installer.site import authority
 from installer.site.certificate import TlsFiles, key_block, load_certificates
 from installer.site.private import read_secret
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -224,7 +225,7 @@ class VaultClient:
 
     def _said(self, data: bytes) -> str:
         try:
-            errors = msgspec.json.decode(data, type=_Errors).errors
+            errors = decode_json(data, _Errors).errors
         except (msgspec.DecodeError, UnicodeDecodeError):
             return ""
         words = " ".join(" ".join(errors).split())
@@ -234,7 +235,7 @@ class VaultClient:
 
     def _decoded(self, data: bytes, type_: type[T]) -> T:
         try:
-            return msgspec.json.decode(data, type=type_)
+            return decode_json(data, type_)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             # msgspec names the place, never what is there.
             raise TransferFailed(

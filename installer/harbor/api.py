@@ -15,6 +15,7 @@ import msgspec
 import requests
 
 from installer.errors import DeploymentFailed, PreflightFailed, TransferFailed
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,7 @@ class HarborApi:
         """
         body = self._ask("GET")
         try:
-            return msgspec.json.decode(body, type=_Configurations).read_only.value
+            return decode_json(body, _Configurations).read_only.value
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise DeploymentFailed(f"{self._url}: the answer is not Harbor's") from None
 
