@@ -7,6 +7,8 @@ message, the third its hint. The class decides the exit code, which scripts rely
 
 from __future__ import annotations
 
+_WORDS = 300
+
 
 class AirgapError(Exception):
     """Base of every error that the project raises on purpose.
@@ -92,3 +94,15 @@ class Interrupted(AirgapError):
     """Ctrl-C or a termination signal; partial work is kept for resume."""
 
     exit_code = 130
+
+
+def cause_of(error: BaseException) -> str:
+    """Name the innermost reason: libraries wrap it, and put URLs into what they wrap it with."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "reason", None)
+        candidates = [inner, *error.args, error.__cause__, error.__context__]
+        error = next((c for c in candidates if isinstance(c, BaseException)), error)
+    text = " ".join(str(error).split())[:_WORDS] if isinstance(error, OSError) else ""
+    return text if text and "://" not in text else type(error).__name__

@@ -8,16 +8,14 @@ own.
 
 from __future__ import annotations
 
-import socket
-import ssl
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from installer.deploy.shown import shown_leaf
 from installer.harbor.values import speaks_tls
 from installer.site.certificate import load_certificates
 from installer.site.harbor import Expose
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from installer.site.model import Release
 
 _HTTPS = 443
-_TIMEOUT = 10.0
 _PATIENCE = 20.0
 _PAUSE = 1.0
 
@@ -105,19 +102,8 @@ class ShowCertificate:
 
     def _served(self) -> str | None:
         parts = urlsplit(self._harbor.external_url)
-        # Only looked at: whether it is trusted is another step's question.
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
         try:
-            address = (parts.hostname or "", parts.port or _HTTPS)
-            with (
-                socket.create_connection(address, timeout=_TIMEOUT) as connection,
-                context.wrap_socket(connection, server_hostname=parts.hostname) as channel,
-            ):
-                shown = channel.getpeercert(binary_form=True)
-        except OSError:
+            leaf = shown_leaf(parts.hostname or "", parts.port or _HTTPS)
+        except (OSError, ValueError):
             return None
-        if not shown:
-            return None
-        return x509.load_der_x509_certificate(shown).fingerprint(hashes.SHA256()).hex()
+        return leaf.fingerprint(hashes.SHA256()).hex()

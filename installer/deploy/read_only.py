@@ -14,7 +14,7 @@ import msgspec
 
 from installer.deploy.snapshot import now
 from installer.errors import DeploymentFailed, PreflightFailed
-from installer.harbor.api import NotAnswering
+from installer.site.http import NotAnswering
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import requests
 
 from installer.deploy import daemon, systemd
 from installer.errors import DeploymentFailed, PreflightFailed
 from installer.site.authority import ensure_certificates, leaf_is_good, utc_now
+from installer.site.http import NotAnswering, request
 from installer.site.private import read_file, write_file
 from installer.site.section import split_address
 from installer.structs import decode_json
@@ -168,13 +168,12 @@ class ServeBundle:
     def _served(self) -> str:
         """Digest of the one bundle that is served at the address as nodes see it, or nothing."""
         url = f"{'https' if self._serve.tls else 'http'}://{self._serve.address}/healthz"
-        verify = str(self._folder / "ca.crt") if self._serve.tls else True
         try:
-            with requests.Session() as session:
-                session.trust_env = False
-                answer = session.get(url, verify=verify, timeout=_TIMEOUT, allow_redirects=False)
-                health = decode_json(answer.content, _Health)
-        except (requests.RequestException, OSError, msgspec.DecodeError, UnicodeDecodeError):
+            answer = request(
+                url, str(self._folder / "ca.crt") if self._serve.tls else "", timeout=_TIMEOUT
+            )
+            health = decode_json(answer.body, _Health)
+        except (NotAnswering, msgspec.DecodeError, UnicodeDecodeError):
             return ""
         served = [bundle.digest for bundle in health.bundles]
-        return served[0] if answer.ok and len(served) == 1 else ""
+        return served[0] if answer.good and len(served) == 1 else ""

@@ -8,22 +8,17 @@ differ only the keys are named.
 
 from __future__ import annotations
 
-import socket
-import ssl
 import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from http.cookiejar import DefaultCookiePolicy
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-import requests
-from cryptography import x509
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from installer.bundle.manifest import parse_time
 from installer.deploy.certificates import HarborCertificate
@@ -37,9 +32,12 @@ from installer.deploy.postgresql import Refusal, session, where_is
 from installer.deploy.preflight import ClusterInfo
 from installer.deploy.push import PushBundle
 from installer.deploy.release import HelmRelease
+from installer.deploy.shown import distrust, shown_leaf
 from installer.errors import AirgapError, DeploymentFailed
+from installer.harbor.health import ask
 from installer.helm.values import merge
 from installer.site import credentials
+from installer.site.http import NotAnswering, request
 from installer.site.section import split_address
 from installer.structs import decode_json
 
@@ -53,7 +51,6 @@ if TYPE_CHECKING:
 DEADLINE = 45.0
 """Seconds for everything; with start and end of the program it stays below a minute."""
 _PATIENCE = 10
-_MAX_BYTES = 1 << 20
 _SOON = timedelta(days=30)
 """What ends within this time is a warning."""
 _OLD = timedelta(days=30)
@@ -303,11 +300,10 @@ def _serve(context: Context, serve: Serve, now: datetime) -> Iterator[Line]:
     ca = context.state.path("seed/ca.crt")
     url = f"{'https' if serve.tls else 'http'}://{serve.address}"
     try:
-        _, body = _get(f"{url}/healthz", str(ca))
-        health = decode_json(body, _Health)
-    except (requests.RequestException, OSError) as error:
+        health = decode_json(request(f"{url}/healthz", str(ca)).body, _Health)
+    except NotAnswering as error:
         hint = f"nodes can't pull a pod's image again without it: {_RUN}"
-        yield Line("seed registry", "answer", "failed", f"{url}: {_cause(error)}", hint)
+        yield Line("seed registry", "answer", "failed", error.message, hint)
         return
     except (msgspec.DecodeError, UnicodeDecodeError):
         hint = "does another program listen at this address?"
@@ -331,13 +327,14 @@ def _push(context: Context, push: Push, now: datetime) -> Iterator[Line]:
     host = push.registry.partition("/")[0]
     url = f"{'http' if push.plain_http else 'https'}://{host}/v2/"
     try:
-        status, _ = _get(url, push.ca)
-    except (requests.RequestException, OSError) as error:
+        answer = request(url, push.ca, timeout=_PATIENCE)
+    except NotAnswering as error:
         hint = "nodes can't pull a pod's image again without it"
-        yield Line("seed registry", "answer", "failed", f"{url}: {_cause(error)}", hint)
+        yield Line("seed registry", "answer", "failed", error.message, hint)
         return
-    if status not in (requests.codes.ok, requests.codes.unauthorized):
-        yield Line("seed registry", "answer", "failed", f"{url}: HTTP {status}", "is it one?")
+    if answer.status not in (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED):
+        text = f"{url}: HTTP {answer.status}"
+        yield Line("seed registry", "answer", "failed", text, "is it one?")
         return
     yield Line("seed registry", "answer", "ok", f"{push.registry} answers")
     if not push.plain_http:
@@ -544,39 +541,16 @@ def _is_ready(thing: dict[str, Any]) -> bool:
 # Harbor as people reach it
 
 
-class _Component(msgspec.Struct, frozen=True):
-    name: str
-    status: str
-    error: str = ""
-
-
-class _Said(msgspec.Struct, frozen=True):
-    status: str
-    components: tuple[_Component, ...] = ()
-
-
 def _health(group: str, harbor: Harbor, where: HarborCertificate) -> Iterator[Line]:
     url = harbor.external_url.rstrip("/")
-    try:
-        status, body = _get(f"{url}/api/v2.0/health", harbor.ca or where.ca_file())
-        if status != requests.codes.ok:
-            text = f"{url}: HTTP {status}"
-            yield Line(group, "health", "failed", text, "look at the pods and at what is before it")
-            return
-        said = decode_json(body, _Said)
-    except (requests.RequestException, OSError) as error:
-        hint = "is externalURL reachable from this machine, and trusted?"
-        yield Line(group, "health", "failed", f"{url}: {_cause(error)}", hint)
-        return
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        yield Line(
-            group, "health", "failed", f"{url}: the answer is not Harbor's", "what is there?"
-        )
-        return
-    good = said.status == "healthy"
-    yield Line(group, "health", "ok" if good else "failed", f"{url} says {said.status}")
-    for part in said.components:
-        if part.status == "healthy":
+    health = ask(url, harbor.ca or where.ca_file())
+    if health.healthy:
+        yield Line(group, "health", "ok", f"{url} says healthy")
+    else:
+        hint = "" if health.components else "is it reachable from this machine, and trusted?"
+        yield Line(group, "health", "failed", health.problem, hint)
+    for part in health.components:
+        if part.healthy:
             yield Line(group, part.name, "ok", part.status)
         else:
             text = f"{part.status} {part.error}".strip()
@@ -620,58 +594,26 @@ def _database(group: str, context: Context, release: Release) -> Iterator[Line]:
 # What a server really shows
 
 
-@dataclass(frozen=True)
-class Shown:
-    """The certificate that a server shows, and why it is not trusted; empty: it is."""
-
-    certificate: x509.Certificate
-    distrust: str
-
-
-def shown_certificate(host: str, port: int, ca_file: str) -> Shown:
-    """Ask for it without trusting it, then once more with trust; raises OSError."""
-    anybody = ssl.create_default_context()
-    anybody.check_hostname = False
-    anybody.verify_mode = ssl.CERT_NONE
-    certificate = x509.load_der_x509_certificate(_handshake(host, port, anybody))
-    try:
-        trusting = ssl.create_default_context(cafile=ca_file or DEFAULT_CA_BUNDLE_PATH)
-    except OSError as error:
-        return Shown(certificate, f"{ca_file}: {error.strerror or 'no certificates'}")
-    try:
-        _handshake(host, port, trusting)
-    except ssl.SSLCertVerificationError as error:
-        return Shown(certificate, error.verify_message)
-    return Shown(certificate, "")
-
-
-def _handshake(host: str, port: int, context: ssl.SSLContext) -> bytes:
-    with (
-        socket.create_connection((host, port), timeout=_PATIENCE) as channel,
-        context.wrap_socket(channel, server_hostname=host) as tls,
-    ):
-        return tls.getpeercert(binary_form=True) or b""
-
-
 def _served(
     group: str, host: str, port: int, ca_file: str, now: datetime, *, renewed: bool = False
 ) -> Line:
     """Judge the certificate at an address; ``renewed``: a run makes a new one before it ends."""
     try:
-        shown = shown_certificate(host, port, ca_file)
+        leaf = shown_leaf(host, port)
+        distrusted = distrust(host, port, ca_file)
     except (OSError, ValueError) as error:
         hint = "does it speak TLS at this port?"
         return Line(group, "certificate", "failed", f"{host}:{port}: {error}", hint)
-    end = shown.certificate.not_valid_after_utc
+    end = leaf.not_valid_after_utc
     left = end - now
-    issuer = shown.certificate.issuer.rfc4514_string() or "nobody"
+    issuer = leaf.issuer.rfc4514_string() or "nobody"
     text = f"{_days(left)} left, until {end:%Y-%m-%d}, issued by {issuer[:_WORDS]}"
     renew = _RUN if renewed else "bring a new one"
     if left < timedelta():
         text = f"it ended {_days(-left)} ago, on {end:%Y-%m-%d}, issued by {issuer[:_WORDS]}"
         return Line(group, "certificate", "failed", text, renew)
-    if shown.distrust:
-        text = f"{text}; not trusted: {shown.distrust}"
+    if distrusted:
+        text = f"{text}; not trusted: {distrusted}"
         hint = f"checked with {Path(ca_file).name if ca_file else 'the authorities known here'}"
         hint += ": is it the right authority, and the right server?"
         return Line(group, "certificate", "failed", text, hint)
@@ -681,29 +623,7 @@ def _served(
     return Line(group, "certificate", "ok", text)
 
 
-def _get(url: str, ca: str) -> tuple[int, bytes]:
-    """Ask once, as ``installer.harbor.health`` does: no proxy, no cookies, no redirects."""
-    with requests.Session() as session:
-        session.trust_env = False
-        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        with session.get(
-            url, verify=ca or True, timeout=_PATIENCE, allow_redirects=False, stream=True
-        ) as answer:
-            return answer.status_code, next(answer.iter_content(_MAX_BYTES), b"")
-
-
 # Words
-
-
-def _cause(error: BaseException) -> str:
-    """Give the innermost reason: requests wraps it three times."""
-    reason: object = error
-    while isinstance(reason, BaseException):
-        inner = getattr(reason, "reason", None) or (reason.args[0] if reason.args else None)
-        if not isinstance(inner, BaseException):
-            break
-        reason = inner
-    return str(reason)[:_WORDS]
 
 
 def _days(span: timedelta) -> str:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 import requests
 from cryptography import x509
 
 from installer.deploy.trust import pem, trust_store
-from installer.errors import AirgapError, DeploymentFailed, TransferFailed
+from installer.errors import AirgapError, DeploymentFailed, TransferFailed, cause_of
 from installer.site import authority
 from installer.site.certificate import TlsFiles, key_block, load_certificates
 from installer.site.private import read_secret
@@ -170,13 +170,13 @@ class VaultClient:
                 leads = answer.headers.get("Location", "") if answer.is_redirect else ""
         except requests.exceptions.SSLError as error:
             raise TransferFailed(
-                f"Vault at {self._address}: {_cause(error)}",
+                f"Vault at {self._address}: {cause_of(error)}",
                 hint="give the authority of its certificate as vault.ca, and the address as it is "
                 "named there",
             ) from None
         except (requests.RequestException, OSError) as error:
             raise TransferFailed(
-                f"Vault at {self._address} can't be reached: {_cause(error)}",
+                f"Vault at {self._address} can't be reached: {cause_of(error)}",
                 hint="is vault.address right, and does a firewall let this machine through?",
             ) from None
         if len(data) > _MAX_BYTES:
@@ -242,17 +242,3 @@ class VaultClient:
                 f"Vault at {self._address}: not an answer of Vault's: {error}",
                 hint="is vault.address the API, and vault.mount a PKI engine?",
             ) from None
-
-
-def _cause(error: Exception) -> str:
-    """The innermost reason, without addresses of objects and without a URL."""
-    reason: Any = error
-    while True:
-        inner = getattr(reason, "reason", None) or next(
-            (one for one in getattr(reason, "args", ()) if isinstance(one, Exception)), None
-        )
-        if not isinstance(inner, Exception):
-            break
-        reason = inner
-    text = " ".join(str(reason).split())
-    return re.sub(r"^\w*<[^>]*>[,:]? ?|^\w+\([^)]*\): |\(_ssl\.c:\d+\)", "", text).strip()[:_WORDS]

@@ -24,7 +24,14 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
-from installer.errors import AirgapError, Corrupt, InvalidInput, NotFound, TransferFailed
+from installer.errors import (
+    AirgapError,
+    Corrupt,
+    InvalidInput,
+    NotFound,
+    TransferFailed,
+    cause_of,
+)
 from installer.oci.auth import Authority, Credentials
 from installer.structs import decode_json
 
@@ -146,7 +153,7 @@ class Answer:
                 yield chunk
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise BrokenOff(
-                f"{self._what}: the connection broke off after {seen} bytes: {_cause(error)}",
+                f"{self._what}: the connection broke off after {seen} bytes: {cause_of(error)}",
                 hint="run it again: what is complete is kept",
             ) from error
 
@@ -410,7 +417,7 @@ def _unreachable(error: Exception, what: str) -> TransferFailed:
     """Say why no answer came; never with the URL, which may be a signed one."""
     import requests  # noqa: PLC0415  # loaded by the client
 
-    cause = _cause(error)
+    cause = cause_of(error)
     message = f"{what}: {cause}"
     if isinstance(error, requests.exceptions.ProxyError):
         return Unavailable(message, hint="check HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
@@ -427,18 +434,6 @@ def _unreachable(error: Exception, what: str) -> TransferFailed:
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return TransferFailed(f"{what}: not a URL")
     return Unavailable(message, hint="check that the registry runs and can be reached from here")
-
-
-def _cause(error: BaseException) -> str:
-    """Name the innermost reason: libraries wrap it, and put URLs into what they wrap it with."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        inner = getattr(error, "reason", None)
-        candidates = [inner, *error.args, error.__cause__, error.__context__]
-        error = next((c for c in candidates if isinstance(c, BaseException)), error)
-    text = _line(str(error) if isinstance(error, OSError) else "") or type(error).__name__
-    return text if "://" not in text else type(error).__name__
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

@@ -564,7 +564,7 @@ def test_a_damaged_journal_is_a_line(site: FakeSite) -> None:
 def test_a_database_says_how_old_it_is(
     site: FakeSite, monkeypatch: pytest.MonkeyPatch, days: int, state: str
 ) -> None:
-    made = (NOW - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S.123456789Z")
+    made = (NOW - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S.000000000Z")
     path, pem = make_bundle(
         site.folder / "c.tar", {}, databases={"ghcr.io/aquasecurity/trivy-db:2": CORE}
     )

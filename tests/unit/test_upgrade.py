@@ -35,7 +35,7 @@ from installer.errors import (
     PreflightFailed,
     TransferFailed,
 )
-from installer.harbor.api import HarborApi, NotAnswering, WrongPassword
+from installer.harbor.api import HarborApi, WrongPassword
 from installer.helm.client import Helm
 from installer.helm.difference import (
     changed_images,
@@ -45,6 +45,7 @@ from installer.helm.difference import (
     summary,
 )
 from installer.site.harbor import Harbor as Section
+from installer.site.http import NotAnswering
 from installer.site.model import Release
 from installer.site.state import State
 

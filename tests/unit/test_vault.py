@@ -549,8 +549,7 @@ def test_a_vault_that_is_not_trusted(plant: Plant) -> None:
 def test_a_vault_that_is_not_there(plant: Plant) -> None:
     error = failure(plant.step(address="https://127.0.0.1:1"))
     assert error.message == (
-        "Vault at https://127.0.0.1:1 can't be reached: "
-        "Failed to establish a new connection: [Errno 111] Connection refused"
+        "Vault at https://127.0.0.1:1 can't be reached: [Errno 111] Connection refused"
     )
 
 
