@@ -16,8 +16,8 @@ import yaml
 from installer.cli.console import say
 from installer.cli.open import bundle_argument, key_option, open_verified
 from installer.cli.run import site_option, state_folder_of, state_option
-from installer.helm.client import redact
 from installer.helm.images import read_objects
+from installer.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, quote_plus, unquote
 
 import msgspec
 
@@ -25,12 +24,11 @@ from installer.helm.chart import ChartArchive
 from installer.helm.images import find_images
 from installer.helm.overlay import image_overlay
 from installer.helm.values import coalesce, merge, unknown_keys
+from installer.redaction import secret_texts
 from installer.site import credentials
 from installer.site.private import private_folder, read_secret, write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from installer.deploy.context import Context
     from installer.deploy.preflight import ClusterInfo
     from installer.helm.client import Helm
@@ -42,11 +40,6 @@ if TYPE_CHECKING:
 _ISOLATED = {"trivy": {"skipUpdate": True, "skipJavaDBUpdate": True, "offlineScan": True}}
 """Without these Trivy's adapter asks the internet for databases at its first scan."""
 
-_SECRET = re.compile(r"passw|passphrase|pwd|secret|token|credential|key\Z", re.IGNORECASE)
-_NAMED = re.compile(r"\Aexisting|name\Z", re.IGNORECASE)
-"""Keys with the name of a Secret, which is none."""
-_IN_URL = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
-_SHORTEST_SECRET = 6
 _WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet")
 
 
@@ -202,7 +195,7 @@ class HelmRelease:
             self._identity,
             values,
             timeout=self._release.timeout,
-            secrets=self._secret_texts(secrets, values),
+            secrets=secret_texts(values, secrets.texts() if secrets else ()),
         )
         return ""
 
@@ -232,7 +225,7 @@ class HelmRelease:
 
     def _render(self, helm: Helm, values: dict[str, Any], made: HarborSecrets | None) -> Rendering:
         release = self._release
-        secrets = self._secret_texts(made, values)
+        secrets = secret_texts(values, made.texts() if made else ())
         install, upgrade = (
             helm.template(
                 self._context.chart_file(self._entry),
@@ -250,36 +243,6 @@ class HelmRelease:
         images = tuple(dict.fromkeys([*find_images(install), *find_images(upgrade)]))
         self._context.images.check(images, release.key)
         return Rendering(install, images, secrets)
-
-    @staticmethod
-    def _secret_texts(secrets: HarborSecrets | None, values: dict[str, Any]) -> tuple[str, ...]:
-        """What people must not be shown: what was generated, and what values call a secret."""
-        plain = (*(secrets.texts() if secrets else ()), *_called_secret(values))
-        # Charts put them into URLs as well.
-        forms = (form for text in plain for form in (text, quote(text, safe=""), quote_plus(text)))
-        return tuple(dict.fromkeys(forms))
-
-
-def _called_secret(values: Any, *, secret: bool = False) -> Iterator[str]:
-    """Texts under a key that speaks of a secret, and logins in URLs wherever they are."""
-    if isinstance(values, dict):
-        for key, value in values.items():
-            # The value of an environment variable is called as the variable is.
-            called = str(values.get("name", "")) if key == "value" else key
-            is_secret = bool(_SECRET.search(called)) and not _NAMED.search(called)
-            yield from _called_secret(value, secret=is_secret)
-    elif isinstance(values, list):
-        for value in values:
-            yield from _called_secret(value, secret=secret)
-    elif isinstance(values, str | int | float) and not isinstance(values, bool):
-        text = str(values)
-        if secret and len(text) >= _SHORTEST_SECRET:
-            yield text
-        for login in _IN_URL.findall(text):
-            yield f"//{login}@"
-            password = unquote(login.partition(":")[2])
-            if len(password) >= _SHORTEST_SECRET:
-                yield password
 
 
 def _htpasswd(helm: Helm, folder: Path, secrets: HarborSecrets) -> str:

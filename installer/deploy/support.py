@@ -14,7 +14,6 @@ import io
 import json
 import os
 import platform
-import re
 import subprocess
 import tarfile
 import tempfile
@@ -32,20 +31,19 @@ import yaml
 from installer.deploy import systemd
 from installer.deploy.certificates import HarborCertificate
 from installer.deploy.companion import Companion
-from installer.deploy.kubectl import Kubectl
 from installer.deploy.preflight import ClusterInfo
 from installer.deploy.release import HelmRelease
 from installer.documents import read_bounded, read_document
 from installer.environment import closed_environment
 from installer.errors import AirgapError, DeploymentFailed, InvalidInput, TransferFailed
-from installer.helm.client import Helm, redact
 from installer.helm.images import read_objects
+from installer.redaction import SECRET_KEY, Redaction, blanked, redact, secret_texts
 from installer.site import credentials
 from installer.site.authority import utc_now
 from installer.site.private import write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from installer.deploy.context import Context
@@ -60,45 +58,12 @@ _TAILS = (5000, 500, 50)
 _LOG_SECONDS = 300.0
 """After this time no more logs are asked for: a cluster that stalls at each one has many."""
 _TIMEOUT = 20
+_LOG_TIME = 30.0
 _CHUNK = 1 << 20
 _JOURNALCTL = "journalctl"
-_SHORTEST = 6
-"""Shorter secrets are cut out as whole words only: within others they are chance."""
-_DEEPEST = 4
-"""Layers of JSON in JSON: a log of a log of an answer."""
-_BETWEEN = "\0"
-"""Stands in no secret."""
 _WORDS = 600
 _KUBE_VERSION = "1.34.0"
 """To render for when the cluster can't be asked."""
-_BLANK = "***"
-
-_SECRET = re.compile(
-    r"passw|passphrase|pwd|secret|token|credential|htpasswd|authorization|.key\Z|key-data\Z",
-    re.IGNORECASE,
-)
-_NAMED = re.compile(r"\Aexisting|(name|ref|file|seconds|path)\Z", re.IGNORECASE)
-"""Keys beside a secret that say what it is called, where it is or how long it lives."""
-_DROPPED = ("managedFields", "kubectl.kubernetes.io/last-applied-configuration")
-"""Repetitions of an object inside of it, in other forms."""
-_QUOTE = r"(?:\\*[\"'])?"
-_IS = rf"{_QUOTE}[ \t]*[=:][ \t]*\[?[ \t]*{_QUOTE}"
-_CALLED = r"(?:passw(?:or)?d|passphrase|pwd|secret|token|api_?key|access_?key)"
-_PRIVATE_KEY = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
-)
-_PATTERNS = tuple(
-    (re.compile(pattern, re.IGNORECASE), replacement)
-    for pattern, replacement in (
-        (r"(?<=://)[^/?#\s\"']{0,256}:[^/?#\s\"']{0,256}(?=@)", _BLANK),
-        (rf"(authorization{_IS}(?:\w+[ \t]+)?)[^\s\"',\\]+", r"\1***"),
-        (r"\b((?:basic|bearer)[ \t]+)[a-z0-9+/_.=~-]{16,}", r"\1***"),
-        (rf"\b(cookie{_IS})[^\r\n\"'\\]+", r"\1***"),
-        (r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*", _BLANK),
-        (rf"({_CALLED}{_IS})(?!(?:true|false|null)\b)[^\s\"'\\,;&{{}}\[\]]+", r"\1***"),
-    )
-)
-"""What is a secret by its looks, whoever made it."""
 
 _KINDS = {
     "pods": "pods",
@@ -168,115 +133,6 @@ def _place(out: Path, stream: IO[bytes]) -> None:
 # What nobody shall see
 
 
-class Redaction:
-    """Cuts known secrets, and what looks like one, out of texts and documents."""
-
-    def __init__(self, secrets: Iterable[str]) -> None:
-        words = {word for word in secrets if word}
-        long = [word for word in words if len(word) >= _SHORTEST]
-        self._texts = tuple(dict.fromkeys(form for word in long for form in _forms(word)))
-        short = "|".join(map(re.escape, sorted(words.difference(long), key=len, reverse=True)))
-        self._short = re.compile(rf"(?<!\w)(?:{short})(?!\w)" if short else r"(?!)")
-
-    def __call__(self, text: str) -> str:
-        """The text without them."""
-        return self._by_looks(self._known(_without_keys(text)))
-
-    def document(self, value: Any) -> Any:
-        """The same with every text in it cleaned, before JSON or YAML quote it in their way."""
-        texts = list(dict.fromkeys(["", *_strings(value)]))
-        # All at once: to search for each form in each text would take long.
-        known = self._known(_BETWEEN.join(map(_without_keys, texts))).split(_BETWEEN)
-        cleaned = dict(zip(texts, map(self._by_looks, known), strict=True))
-        return _replaced(value, cleaned)
-
-    def _known(self, text: str) -> str:
-        return self._short.sub(_BLANK, redact(text, self._texts))
-
-    @staticmethod
-    def _by_looks(text: str) -> str:
-        # Last, so that no pattern leaves half of a known one.
-        for pattern, replacement in _PATTERNS:
-            text = pattern.sub(replacement, text)
-        return text
-
-
-def _without_keys(text: str) -> str:
-    # First: of a known one the line that says where a key begins is cut out wherever it is.
-    return _PRIVATE_KEY.sub(_BLANK, text)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value.replace(_BETWEEN, "")
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            yield from _strings(str(key))
-            yield from _strings(child)
-    elif isinstance(value, list | tuple):
-        for child in value:
-            yield from _strings(child)
-
-
-def _replaced(value: Any, cleaned: dict[str, str]) -> Any:
-    if isinstance(value, str):
-        return cleaned[value.replace(_BETWEEN, "")]
-    if isinstance(value, dict):
-        return {_replaced(str(k), cleaned): _replaced(v, cleaned) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replaced(child, cleaned) for child in value]
-    return value
-
-
-def _forms(word: str) -> Iterator[str]:
-    """The word as JSON, and JSON in JSON, has it, and the middle of what Base64 makes of it."""
-    for ascii_only in (True, False):
-        for escaped in ("", "<>&"):  # the second by Go's encoding/json
-            form = word
-            for _ in range(_DEEPEST):
-                yield form
-                form = json.dumps(form, ensure_ascii=ascii_only)[1:-1]
-                form = "".join(f"\\u{ord(c):04x}" if c in escaped else c for c in form)
-    data = word.encode()
-    for lead in range(3):
-        # With anything before and after, these characters of Base64 are the same.
-        encoded = base64.b64encode(bytes(lead) + data).decode()
-        inner = encoded[(8 * lead + 5) // 6 : 8 * (lead + len(data)) // 6]
-        yield inner
-        yield inner.replace("+", "-").replace("/", "_")
-
-
-def blanked(value: Any, *, in_secret: bool = False) -> Any:
-    """The same without what Secrets hold and without what a key calls a secret."""
-    if isinstance(value, list):
-        return [blanked(item, in_secret=in_secret) for item in value]
-    if not isinstance(value, dict):
-        return value
-    in_secret = in_secret or str(value.get("kind", "")) in ("Secret", "SecretList")
-    result: dict[str, Any] = {}
-    for key, child in value.items():
-        # The value of an environment variable is called as the variable is.
-        called = str(value.get("name", "")) if key == "value" else str(key)
-        if key in _DROPPED:
-            continue
-        if in_secret and key in ("data", "stringData"):
-            result[key] = dict.fromkeys(child, _BLANK) if isinstance(child, dict) else _BLANK
-        elif _SECRET.search(called) and not _NAMED.search(called):
-            result[key] = _leafless(child)
-        else:
-            result[key] = blanked(child, in_secret=in_secret)
-    return result
-
-
-def _leafless(value: Any) -> Any:
-    """Blank texts and numbers; below a map its own keys decide."""
-    if isinstance(value, dict):
-        return blanked(value)
-    if isinstance(value, list):
-        return [_leafless(item) for item in value]
-    return _BLANK if value not in ("", None) and not isinstance(value, bool) else value
-
-
 def known_secrets(
     context: Context, deployed: dict[str, dict[str, Any]], unread: list[str]
 ) -> tuple[str, ...]:
@@ -292,7 +148,8 @@ def known_secrets(
         trees += chart.profiles.values()
     for release in site.releases:
         if release.harbor is not None:
-            found += _texts(credentials.kept(context.state, release.key), {})
+            kept = credentials.kept(context.state, release.key)
+            found += secret_texts({}, kept.texts() if kept else ())
     files = [*_secret_files(site), *map(str, context.state.folder.rglob("*.key"))]
     for name in files:
         try:
@@ -306,13 +163,8 @@ def known_secrets(
     else:
         trees.append(kubeconfig)
         words += _client_keys(kubeconfig)
-    found += _texts(None, {"trees": trees, "password": words})
+    found += secret_texts({"trees": trees, "password": words})
     return (*found, *words)
-
-
-def _texts(kept: credentials.HarborSecrets | None, values: dict[str, Any]) -> tuple[str, ...]:
-    # What counts as a secret is said in one place: Helm's words are cleaned with the same.
-    return HelmRelease._secret_texts(kept, values)  # noqa: SLF001
 
 
 def _secret_files(section: Any) -> Iterator[str]:
@@ -323,7 +175,7 @@ def _secret_files(section: Any) -> Iterator[str]:
     elif isinstance(section, msgspec.Struct):
         for name in section.__struct_fields__:
             value = getattr(section, name)
-            if name == "key" or (name.endswith("_file") and _SECRET.search(name)):
+            if name == "key" or (name.endswith("_file") and SECRET_KEY.search(name)):
                 if value and os.path.lexists(value):
                     yield value
             else:
@@ -400,39 +252,6 @@ class _Archive:
         self.members.append((name, len(data)))
 
 
-class _History(Helm):
-    """Helm with the one verb more that only people need."""
-
-    def history(self, release: str, namespace: str) -> Any:
-        arguments = ["history", release, f"--namespace={namespace}", "--output=json"]
-        what = f"release {release} in namespace {namespace}: its history can't be read"
-        return _json(self._run(arguments, DeploymentFailed, what), what)
-
-
-def _json(text: str, what: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise DeploymentFailed(f"{what}: not JSON: {error}") from error
-
-
-class _Logs(Kubectl):
-    """kubectl for what is not UTF-8 for certain: logs hold whatever a program writes."""
-
-    def log(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [*self._command, f"--request-timeout={_TIMEOUT}s", "logs", *arguments],
-            capture_output=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=self._environment,
-            timeout=_TIMEOUT + 10,
-        )
-        if done.returncode:
-            raise DeploymentFailed(done.stderr.decode(errors="replace").strip()[-_WORDS:])
-        return done.stdout.decode(errors="replace")
-
-
 class _Gathering:
     """Goes through the site; ``reachable`` says whether the cluster can be asked."""
 
@@ -440,15 +259,7 @@ class _Gathering:
         self._context = context
         self._archive = archive
         self._reachable = reachable
-        toolbox, cluster = context.toolbox, context.site.cluster
         self._kubectl = context.kubectl
-        self._logs = _Logs(toolbox.kubectl, cluster, context.workspace / "kube-cache")
-        self._helm = _History(
-            toolbox.helm,
-            context.workspace / "helm",
-            kubeconfig=Path(cluster.kubeconfig),
-            context=cluster.context,
-        )
         self._info = ClusterInfo(_KUBE_VERSION, ())
         self._room = MAX_LOGS
         self._end = time.monotonic() + _LOG_SECONDS
@@ -473,7 +284,7 @@ class _Gathering:
             add(f"{folder}/companion.yaml", partial(self._companion, release))
             if self._reachable:
                 where = (release.release_name, release.release_namespace)
-                add(f"{folder}/history.json", partial(self._helm.history, *where))
+                add(f"{folder}/history.json", partial(self._context.helm.history, *where))
         if self._reachable:
             namespaces = tuple(dict.fromkeys(r.release_namespace for r in site.releases))
             add("nodes.json", self._nodes)
@@ -489,7 +300,7 @@ class _Gathering:
             "installer": metadata.version("harbor-airgap"),
             "python": platform.python_version(),
             "system": platform.platform(),
-            "helm": ".".join(map(str, self._helm.version())),
+            "helm": ".".join(map(str, self._context.helm.version())),
             "kubectl": self._kubectl.get("version", "--client").get("clientVersion"),
             "bundle": {
                 "digest": str(bundle.digest),
@@ -617,7 +428,9 @@ class _Gathering:
         arguments += [f"--limit-bytes={limit}", f"--previous={str(previous).lower()}"]
         text = ""
         for tail in _TAILS:
-            text = self._logs.log(*arguments, f"--tail={tail}")
+            # Piece by piece, and not as text: logs hold whatever a program writes.
+            pieces = self._kubectl.stream("logs", *arguments, f"--tail={tail}", timeout=_LOG_TIME)
+            text = b"".join(pieces).decode(errors="replace")
             if len(text.encode()) < limit:
                 break
         else:

@@ -29,6 +29,7 @@ from installer.helm.difference import (
     summary,
     version_of,
 )
+from installer.redaction import secret_texts
 from installer.site.private import read_secret
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ class UpgradableRelease(HelmRelease):
             self._identity,
             values,
             timeout=self._release.timeout,
-            secrets=self._secret_texts(kept, dict(values)),
+            secrets=secret_texts(values, kept.texts() if kept else ()),
         )
 
     def check_values(self, values: Mapping[str, Any]) -> None:

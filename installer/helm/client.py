@@ -10,7 +10,6 @@ Helm 3 (3.18 and later) and Helm 4 differ in a few flags, which is handled here 
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import signal
@@ -23,6 +22,7 @@ import msgspec
 from installer.environment import closed_environment
 from installer.errors import AirgapError, DeploymentFailed, InvalidInput
 from installer.helm.values import merge
+from installer.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -37,7 +37,6 @@ _QUICK = 120.0
 _GRACE = 20.0
 """Seconds in which an interrupted Helm may record the release as failed."""
 _ERROR_LIMIT = 4000
-_LONG_LINE = 16
 # A JSON text is YAML only without these: line breaks and controls that YAML treats otherwise.
 _NOT_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
@@ -288,20 +287,6 @@ class Helm:
             text = redact(errors.decode(errors="replace").strip(), secrets)
             raise failure(f"{what}: {text[-_ERROR_LIMIT:] or 'no message'}", hint=hint)
         return output.decode(errors="replace")
-
-
-def redact(text: str, secrets: Collection[str]) -> str:
-    """Put ``***`` for each secret, plain or in the forms in which Kubernetes and Go print it."""
-    forms = set()
-    for secret in filter(None, secrets):
-        forms |= {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
-        forms.add(base64.b64encode(secret.encode()).decode())
-        # A key in PEM is printed line by line, indented.
-        forms |= {line for line in secret.splitlines() if len(line) >= _LONG_LINE}
-    # The longest first: a secret may be part of another one.
-    for form in sorted(forms, key=len, reverse=True):
-        text = text.replace(form, "***")
-    return text
 
 
 def _as_yaml(values: Values) -> bytes:

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from installer.cli.render import without_secrets
-from installer.deploy.release import HelmRelease
 from installer.errors import InvalidInput
+from installer.redaction import secret_texts
 
 OBJECTS = """---
 # Source: harbor/templates/core/secret.yaml
@@ -57,7 +57,7 @@ data:
 
 
 def shown(objects: str, *values: object) -> str:
-    secrets = [text for value in values for text in HelmRelease._secret_texts(None, {"v": value})]
+    secrets = [text for value in values for text in secret_texts({"v": value})]
     return "".join(without_secrets(objects, secrets))
 
 

@@ -15,9 +15,10 @@ import yaml
 
 from installer.deploy import support
 from installer.deploy.status import look
-from installer.deploy.support import Redaction, Summary, blanked, collect
+from installer.deploy.support import Summary, collect
 from installer.deploy.tools import own_platform
 from installer.errors import Corrupt, InvalidInput, TransferFailed
+from installer.redaction import Redaction, blanked
 from installer.site import credentials
 from tests.unit.test_status import CORE, NOW, FakeSite, fake_site, pod, run
 
@@ -108,7 +109,9 @@ def pem(kind: str, line: str) -> str:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[FakeSite]:
     with fake_site(tmp_path) as made:
-        made.say("helm history harbor", [{"revision": 3, "description": "Upgrade complete"}])
+        made.say(
+            "helm history harbor harbor 256", [{"revision": 3, "description": "Upgrade complete"}]
+        )
         made.say("helm.template", objects(made, {}))
         for words in ("persistentvolumes", *support._KINDS.values()):
             if words != "pods":
@@ -226,7 +229,7 @@ def plant(site: FakeSite, texts: list[str]) -> None:
     site.say("kubectl get nodes", {"items": [{"metadata": labelled, "status": {"conditions": []}}]})
     site.say("kubectl get pods wide", log)
     site.say("kubectl get persistentvolumeclaims", {"items": [{"spec": everything}]})
-    site.say("helm history harbor", [{"revision": 1, "description": everything}])
+    site.say("helm history harbor harbor 256", [{"revision": 1, "description": everything}])
     site.say("helm.template", objects(site, {f"k{i}": text for i, text in enumerate(texts)}))
     (site.state.folder / "seed/serve.log").write_text(log)
     with site.state.held():
@@ -339,7 +342,7 @@ def test_a_cluster_that_is_away_costs_its_part_only(site: FakeSite) -> None:
 
 def test_each_thing_that_is_missing_is_named(site: FakeSite) -> None:
     site.silence("kubectl logs harbor-core-1 core")
-    site.silence("helm history harbor")
+    site.silence("helm history harbor harbor 256")
     site.silence("kubectl get ingresses")
     (site.state.folder / "seed/serve.log").unlink()
     summary, found = gather(site)
