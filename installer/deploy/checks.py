@@ -362,16 +362,17 @@ def check_disk(summaries: Mapping[str, Object], size: int) -> Check:
         if free:
             least = min(free) if least is None else min(least, *free)
             if min(free) < 3 * size:  # layers as they came, and about twice that unpacked
-                short.append(f"{node} has {_gib(min(free))}")
+                short.append(f"{node} has {gib(min(free))}")
     if least is None:
         return Check("disk", "warning", "the nodes don't say what is free", "look with `df`")
     if short:
-        text = f"images may take {_gib(3 * size)} on a node: {_few(short)}"
+        text = f"images may take {gib(3 * size)} on a node: {_few(short)}"
         return Check("disk", "warning", text, "make room below /var/lib of the node's runtime")
-    return Check("disk", "ok", f"at least {_gib(least)} free, images take up to {_gib(3 * size)}")
+    return Check("disk", "ok", f"at least {gib(least)} free, images take up to {gib(3 * size)}")
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Write a number of bytes for people."""
     return f"{size / _GIB:.1f} GiB"
 
 

@@ -29,6 +29,7 @@ from installer.bundle.manifest import parse_time
 from installer.deploy import checks
 from installer.deploy.checks import Check, Rendered, refusal
 from installer.deploy.context import check_state_folder
+from installer.deploy.nfs import check_export, minor_version
 from installer.errors import AirgapError, Corrupt, DeploymentFailed, PreflightFailed
 from installer.harbor.values import host_of
 from installer.helm.images import read_objects
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from installer.deploy.release import HelmRelease
     from installer.deploy.seed import ServeBundle
     from installer.oci.graph import Descriptor
-    from installer.site.harbor import Harbor
+    from installer.site.harbor import Harbor, Nfs
     from installer.site.model import Release, Site
 
     MakeParts = Callable[[Release, "ClusterInfo"], tuple[HelmRelease, HarborParts | None]]
@@ -278,10 +279,9 @@ def _addresses(site: Site, key: str, harbor: Harbor) -> dict[str, Callable[[], l
     if harbor.storage is not None and harbor.storage.nfs is not None:
         nfs = harbor.storage.nfs
         port = next((o[5:] for o in nfs.mount_options if re.match(r"port=[0-9]+\Z", o)), _NFS)
-        name = f"NFS {key}"
         # Nodes mount it: elsewhere that it does not answer says little.
         here = bool(site.nodes.containerd_certs_dir)
-        found[name] = partial(_reached, name, nfs.server, int(port), here=here)
+        found[f"NFS {key}"] = partial(_nfs, f"NFS {key}", nfs, int(port), here=here)
     for address in harbor.redis.addresses if harbor.redis else ():
         name = f"Redis {address} {key}"
         found[name] = partial(_reached, name, *split_address(address), here=False)
@@ -315,6 +315,13 @@ def _reached(name: str, host: str, port: int, *, here: bool) -> list[Check]:
         return [Check(name, "ok", f"{host}:{port} takes connections")]
     hint = "is the service running, and does a firewall let this machine and the nodes in?"
     return [Check(name, "failed" if here else "warning", f"{host}:{port}: {reason}", hint)]
+
+
+def _nfs(name: str, nfs: Nfs, port: int, *, here: bool) -> list[Check]:
+    minor = minor_version(nfs.mount_options)
+    if minor is None:
+        return _reached(name, nfs.server, port, here=here)
+    return [check_export(name, nfs, port, minor, here=here)]
 
 
 def _unreachable(host: str, port: int) -> str:

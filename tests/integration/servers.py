@@ -39,6 +39,7 @@ _PACKAGES = {
     "runc": "runc",
     "skopeo": "skopeo",
     "openssl": "openssl",
+    "ganesha.nfsd": "nfs-ganesha-vfs",
 }
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
@@ -57,7 +58,8 @@ def debian(name: str) -> Path:
     raise ProgramMissing(f"{name} is missing: apt-get install {_PACKAGES[name]}")
 
 
-def _need_root(name: str) -> None:
+def need_root(name: str) -> None:
+    """Raise ProgramMissing for who is not root."""
     if os.geteuid() != 0:
         raise ProgramMissing(f"{name} needs root: run these tests as root")
 
@@ -140,7 +142,7 @@ class Docker:
 @contextmanager
 def dockerd(*options: str) -> Iterator[Docker]:
     """Run a Docker Engine without a bridge: containers have the host's network or none."""
-    _need_root("dockerd")
+    need_root("dockerd")
     program = debian("dockerd")
     for needed in ("containerd", "runc", "docker"):
         debian(needed)
@@ -187,7 +189,7 @@ class Containerd:
 @contextmanager
 def containerd() -> Iterator[Containerd]:
     """Run a containerd with its own root, state and socket."""
-    _need_root("containerd")
+    need_root("containerd")
     program = debian("containerd")
     with _short_folder("containerd") as folder:
         started = Containerd(folder)

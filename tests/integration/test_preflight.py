@@ -139,7 +139,7 @@ def test_hosts_that_a_harbor_needs_are_asked_from_here(carried: Carried, api: Ap
         closed.bind(("127.0.0.1", 0))
         redis = {"addresses": [f"127.0.0.1:{closed.getsockname()[1]}"]}
         port = there.getsockname()[1]
-        nfs = {"server": "127.0.0.1", "path": "/x", "mountOptions": ["hard", f"port={port}"]}
+        nfs = {"server": "127.0.0.1", "path": "/x", "mountOptions": ["nfsvers=3", f"port={port}"]}
         release = harbor(
             externalURL="http://harbor.invalid:30002", storage={"nfs": nfs}, redis=redis
         )
