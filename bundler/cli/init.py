@@ -9,12 +9,17 @@ import click
 
 from installer.errors import InvalidInput, TransferFailed
 
-_SPECS = {("harbor", "2.15"): "harbor.yaml", ("harbor", "2.14"): "harbor-2.14.yaml"}
-_VERSIONS = [version for product, version in _SPECS if product == "harbor"]
+_SPECS = {
+    ("harbor", "2.15"): "harbor.yaml",
+    ("harbor", "2.14"): "harbor-2.14.yaml",
+    ("harbor-platform", "2.15"): "harbor-platform.yaml",
+}
+_PRODUCTS = list(dict.fromkeys(product for product, _ in _SPECS))
+_VERSIONS = list(dict.fromkeys(version for _, version in _SPECS))
 
 
 @click.command("init")
-@click.argument("product", type=click.Choice(["harbor"]))
+@click.argument("product", type=click.Choice(_PRODUCTS))
 @click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default=Path())
 @click.option(
     "--version",
@@ -26,9 +31,16 @@ _VERSIONS = [version for product, version in _SPECS if product == "harbor"]
 def command(product: str, folder: Path, version: str) -> None:
     """Write a commented bundle.yaml into DIR (here, if not given).
 
-    It names Harbor's chart, the values to render it with, Helm, kubectl and Trivy's databases; edit
-    it to taste. A file that is already there is not touched.
+    It names Harbor's chart, the values to render it with, Helm, kubectl and Trivy's databases;
+    harbor-platform has cert-manager and csi-driver-nfs as well. Edit it to taste. A file that is
+    already there is not touched.
     """
+    if (product, version) not in _SPECS:
+        versions = ", ".join(one for of, one in _SPECS if of == product)
+        raise InvalidInput(
+            f"--version {version}: there is no spec of {product} for it",
+            hint=f"there is: {versions}; the charts of another Harbor can be entered in the file",
+        )
     text = resources.files("manifests").joinpath("bundles", _SPECS[product, version]).read_bytes()
     target = folder / "bundle.yaml"
     try:

@@ -388,53 +388,112 @@ def check_storage(
 ) -> Check:
     """Claims name a StorageClass that is there, and pods only claims that are or will be there.
 
-    ``nodes`` is how many take pods: a folder of a node is there for its pods only.
+    Both may come with a release, for itself and for those after it. ``nodes`` is how many take
+    pods: a folder of a node is there for its pods only.
     """
     known = {_name(one): one for one in classes}
-    default = [
-        name
-        for name, one in known.items()
-        if any(
-            key.endswith(_DEFAULT_CLASS) and text == "true"
-            for key, text in (_get(one, "metadata", "annotations") or {}).items()
-        )
-    ]
-    there = {(_namespace(claim), _name(claim)) for claim in existing}
-    made = {(release.namespace, name) for release in rendered for name, _ in release.claims()}
-    lacking: dict[str, None] = {}
-    for release in rendered:
-        for name, claim in release.claims():
-            if (release.namespace, name) not in there:
-                lacking |= dict.fromkeys(_lacking(name, claim, known, default=bool(default)))
-        for of, name in release.mounted():
-            if (release.namespace, name) not in there | made:
-                lacking[f"there is no claim {name}, which {of} mounts"] = None
-    if lacking:
+    there = {(_namespace(claim), _name(claim)): claim for claim in existing}
+    made = {(of.namespace, name): claim for of in rendered for name, claim in of.claims()}
+    if lacking := dict.fromkeys(_lacking(known, there, rendered)):
         has = f"there is: {', '.join(sorted(known))}" if known else "the cluster has no class"
         hint = f"{has}; harbor.storage in site.yaml is where you choose"
         return Check("storage", "failed", _few(list(lacking), "; "), hint)
-    folders = [
-        _name(volume)
-        for release in rendered
-        for volume in release.of_kind("PersistentVolume")
-        if _get(volume, "spec", "hostPath")
-    ]
-    if folders and nodes > 1:
+    if fixed := list(_unchangeable(there, made)):
+        hint = "Kubernetes changes neither in a claim that is there: leave site.yaml as it was"
+        return Check("storage", "failed", _few(fixed, "; "), hint)
+    if apart := list(_apart(made | there, rendered) if nodes > 1 else ()):
+        hint = "they may be put on different nodes: set accessMode: ReadWriteMany for a storage "
+        hint += "class that can do it, or replicas: 1"
+        return Check("storage", "warning", _few(apart, "; "), hint)
+    if nodes > 1 and (folders := list(_folders(rendered))):
         text = f"volume {_few(folders)} is a folder of the node, and {nodes} nodes take pods"
         hint = "each node has another folder, unless all mount the same there: use nfs or claim"
         return Check("storage", "warning", text, hint)
     if not made and not there:
         return Check("storage", "ok", "no volume is asked for: data lives as long as its pods")
-    return Check("storage", "ok", f"{len(made)} claims, {len(made & there)} of them are there")
+    old = len(made.keys() & there.keys())
+    return Check("storage", "ok", f"{len(made)} claims, {old} of them are there")
 
 
-def _lacking(name: str, claim: Object, classes: Collection[str], *, default: bool) -> Iterator[str]:
-    """What keeps a new claim from getting a volume."""
+def _folders(rendered: Iterable[Rendered]) -> Iterator[str]:
+    """Volumes that are a folder of a node."""
+    for release in rendered:
+        for volume in release.of_kind("PersistentVolume"):
+            if _get(volume, "spec", "hostPath"):
+                yield _name(volume)
+
+
+def _lacking(
+    classes: Mapping[str, Object],
+    existing: Collection[tuple[str, str]],
+    rendered: Sequence[Rendered],
+) -> Iterator[str]:
+    """What keeps a new claim from getting a volume, and a pod from getting a claim."""
+    known, there = dict(classes), set(existing)
+    later = {_name(one): of.key for of in rendered for one in of.of_kind("StorageClass")}
+    for release in rendered:
+        known |= {_name(one): one for one in release.of_kind("StorageClass")}
+        for name, claim in release.claims():
+            if (release.namespace, name) not in there:
+                yield from _unbound(name, claim, known, later)
+        there |= {(release.namespace, name) for name, _ in release.claims()}
+        for of, name in release.mounted():
+            if (release.namespace, name) not in there:
+                yield f"there is no claim {name}, which {of} mounts"
+
+
+def _unbound(
+    name: str, claim: Object, classes: Mapping[str, Object], later: Mapping[str, str]
+) -> Iterator[str]:
     wanted = _get(claim, "spec", "storageClassName")
     if wanted and wanted not in classes:
-        yield f"there is no StorageClass {wanted!r}, which claim {name} names"
-    if wanted is None and not _get(claim, "spec", "volumeName") and not default:
+        text = f"there is no StorageClass {wanted!r}, which claim {name} names"
+        yield text + (f", before release {later[wanted]} brings it" if wanted in later else "")
+    if wanted is None and not _get(claim, "spec", "volumeName") and not _default(classes.values()):
         yield f"claim {name} names no StorageClass, and none is the default"
+
+
+def _default(classes: Iterable[Object]) -> bool:
+    """Whether one of them is taken for claims that name none."""
+    return any(
+        key.endswith(_DEFAULT_CLASS) and text == "true"
+        for one in classes
+        for key, text in (_get(one, "metadata", "annotations") or {}).items()
+    )
+
+
+def _unchangeable(
+    there: Mapping[tuple[str, str], Object], made: Mapping[tuple[str, str], Object]
+) -> Iterator[str]:
+    """What claims that are there have otherwise, and what can't be changed in them."""
+    for key, wanted in made.items():
+        # Claims of a StatefulSet are taken as they are.
+        if key not in there or wanted.get("kind") != "PersistentVolumeClaim":
+            continue
+        for name in ("accessModes", "storageClassName"):
+            has, asked = _get(there[key], "spec", name), _get(wanted, "spec", name)
+            if has is not None and asked is not None and has != asked:
+                yield f"claim {'/'.join(key)} is there with {name} {has}, and {asked} is asked for"
+
+
+def _apart(claims: Mapping[tuple[str, str], Object], rendered: Iterable[Rendered]) -> Iterator[str]:
+    """Claims for the pods of one node that several pods mount."""
+    for release in rendered:
+        users = [name for _, name in release.mounted()]
+        for name in dict.fromkeys(users):
+            modes = _list(claims.get((release.namespace, name)), "spec", "accessModes")
+            if users.count(name) > 1 and modes == ["ReadWriteOnce"]:
+                yield f"{users.count(name)} pods mount claim {name}, which is ReadWriteOnce"
+
+
+def maker_of_secret(rendered: Iterable[Rendered], namespace: str, name: str) -> str:
+    """Which release makes a Secret, empty for none of these."""
+    for release in rendered:
+        for document in release.of_kind("Secret"):
+            place = _namespace(document) or release.namespace
+            if (place, _name(document)) == (namespace, name):
+                return release.key
+    return ""
 
 
 # Names and ports that somebody else may have
@@ -476,12 +535,10 @@ def check_ingress(
         for rule in _list(one, "spec", "rules")
     }
     known = {_name(one): one for one in classes}
-    default = any(
-        _annotation(one, f"ingressclass.kubernetes.io/{_DEFAULT_CLASS}") == "true"
-        for one in known.values()
-    )
     bad, unclear, fine = [], [], []
     for release in rendered:
+        known |= {_name(one): one for one in release.of_kind("IngressClass")}
+        default = _default(known.values())
         for one in release.of_kind("Ingress"):
             own = f"{release.namespace}/{_name(one)}"
             for rule in _list(one, "spec", "rules"):
@@ -605,22 +662,27 @@ def read_resources(lists: Iterable[Object]) -> dict[tuple[str, str], Resource]:
 
 
 def check_kinds(api_versions: Collection[str], rendered: Sequence[Rendered]) -> Check:
-    """The cluster serves each apiVersion, or a release of the site brings its definition along."""
-    brought = {
-        str(_get(document, "spec", "group"))
-        for release in rendered
-        for document in release.objects
-        if document.get("kind") == _DEFINITION
-    }
-    missing = {
-        f"{document.get('kind')} ({document.get('apiVersion')})": None
-        for release in rendered
-        for document in release.objects
-        if document.get("apiVersion") not in api_versions
-        and str(document.get("apiVersion")).rpartition("/")[0] not in brought
-    }
+    """The cluster serves each apiVersion, or a release brings its definition along.
+
+    What a release brings is there for itself and for those after it.
+    """
+    brought: set[str] = set()
+    missing: dict[str, None] = {}
+    for release in rendered:
+        brought |= {
+            str(_get(document, "spec", "group"))
+            for document in release.objects
+            if document.get("kind") == _DEFINITION
+        }
+        missing |= {
+            f"{document.get('kind')} ({document.get('apiVersion')})": None
+            for document in release.objects
+            if document.get("apiVersion") not in api_versions
+            and str(document.get("apiVersion")).rpartition("/")[0] not in brought
+        }
     if missing:
-        hint = "install what defines them before, or leave out the values that ask for them"
+        hint = "install what defines them before (a release that does has to come earlier in "
+        hint += "site.yaml), or leave out the values that ask for them"
         return Check("kinds", "failed", f"the cluster has no {_few(list(missing))}", hint)
     return Check("kinds", "ok", "the cluster serves all that is rendered")
 

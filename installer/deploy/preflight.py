@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import itertools
 import re
 import secrets
 import shutil
@@ -490,7 +491,7 @@ class _OnCluster:
         size = sum(member.size for member in self._context.bundle.manifest.members)
         for release, *_ in self._parts:
             if _secret_of(release):
-                yield self._secret(release)
+                yield self._secret(release, rendered)
         yield self._judge("kinds", lambda: checks.check_kinds(versions, rendered))
         yield self._judge(
             "rights", lambda found: checks.check_rights(*found, who=_user(account)), "rights"
@@ -537,7 +538,8 @@ class _OnCluster:
         objects = tuple(_objects(rendering.objects))
         made = [Rendered(space, name, release.chart, objects, keys_kept=kept)]
         if harbor is not None and (text := harbor.rendered()):
-            made.append(Rendered(space, f"{name}-companion", "", tuple(_objects(text))))
+            # In the order in which they are applied: what one brings is there for the next.
+            made.insert(0, Rendered(space, f"{name}-companion", "", tuple(_objects(text))))
         images = len({str(image.reference) for image in rendering.images})
         count = sum(len(one.objects) for one in made)
         version = self._cluster.version
@@ -624,11 +626,16 @@ class _OnCluster:
             allowed[resource] = bool(said.get("status", {}).get("allowed"))
         return rules, inside, allowed
 
-    def _secret(self, release: Release) -> Check:
+    def _secret(self, release: Release, rendered: list[Rendered]) -> Check:
         name, wanted = f"certificate {release.key}", "kubernetes.io/tls"
         place = f"Secret {_secret_of(release)} in namespace {release.release_namespace}"
         said = self._answers[f"secret {release.key}"]
         if isinstance(said, AirgapError):
+            earlier = itertools.takewhile(lambda one: one.key != release.key, rendered)
+            if by := checks.maker_of_secret(
+                earlier, release.release_namespace, _secret_of(release)
+            ):
+                return Check(name, "ok", f"{place} comes with release {by}")
             missing = "NotFound" in said.message
             text = f"there is no {place}" if missing else f"not known: {said.message}"
             hint = "make it before, or choose another certificate" if missing else _UNREADABLE

@@ -506,11 +506,40 @@ class DeleteData:
 
     def apply(self) -> str:
         """Delete the claims, then the volumes; raises DeploymentFailed when one doesn't go."""
+        claims = self.claims()
+        theirs = self._provisioned(claims)
         # The other way round a volume would wait for its claim.
-        self._delete("persistentvolumeclaims", self.claims(), f"--namespace={self._namespace}")
+        self._delete("persistentvolumeclaims", claims, f"--namespace={self._namespace}")
+        self._wait(theirs)
         volumes = self.volumes()
         self._delete("persistentvolumes", volumes)
         return "; ".join(f"the content of {_content(v)} is not touched" for v in volumes)
+
+    def _provisioned(self, claims: Sequence[dict[str, Any]]) -> set[str]:
+        """Volumes of the claims that a provisioner deletes after them."""
+        names = {claim["metadata"]["name"] for claim in claims}
+        found = self._kubectl.get("get", "persistentvolumes").get("items", []) if names else []
+        return {
+            volume["metadata"]["name"]
+            for volume in found
+            if volume["spec"].get("persistentVolumeReclaimPolicy") == "Delete"
+            and (of := volume["spec"].get("claimRef") or {}).get("namespace") == self._namespace
+            and of.get("name") in names
+        }
+
+    def _wait(self, names: set[str]) -> None:
+        """Let provisioners do it: theirs may be the next release to go."""
+        end = time.monotonic() + _SECONDS
+        while names:
+            found = self._kubectl.get("get", "persistentvolumes").get("items", [])
+            names &= {volume["metadata"]["name"] for volume in found}
+            if names and time.monotonic() >= end:
+                raise DeploymentFailed(
+                    f"their storage class does not delete volumes {', '.join(sorted(names))}",
+                    hint="is its provisioner well? `kubectl describe pv` says more; run the same "
+                    "command again to go on without it",
+                )
+            time.sleep(_PAUSE if names else 0)
 
     def _delete(self, kind: str, found: Sequence[dict[str, Any]], *where: str) -> None:
         if not found:

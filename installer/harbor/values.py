@@ -38,6 +38,8 @@ OWNERS = {
     "trivy": 10000,
 }
 """User id that each component's data belongs to: what its container runs as (``fsGroup``)."""
+_REPLICATED = ("registry", "jobservice")
+"""Components whose pods share one claim; the others are StatefulSets with a claim for each pod."""
 
 
 def volume_name(release: str) -> str:
@@ -151,13 +153,15 @@ def _storage(storage: Storage, release: str) -> dict[str, Any]:
             claim = {"existingClaim": shared, "subPath": component, "accessMode": "ReadWriteMany"}
         else:
             claim = {"storageClass": storage.storage_class}
+            if storage.access_mode and component in _REPLICATED:
+                claim["accessMode"] = storage.access_mode
         if size := getattr(storage.sizes, component, ""):
             claim["size"] = size
         for key in reversed(path):
             claim = {key: claim}
         claims = merge(claims, claim)
     values: dict[str, Any] = {"persistence": {"enabled": True, "persistentVolumeClaim": claims}}
-    if storage.storage_class:
+    if storage.storage_class and storage.access_mode != "ReadWriteMany":
         # A volume of one node can't be mounted by the new pod while the old one has it.
         values["updateStrategy"] = {"type": "Recreate"}
     return values

@@ -220,7 +220,8 @@ class Storage(Strict, frozen=True):
 
     ``hostPath`` is a folder of the node, for a cluster of one; ``claim`` a PersistentVolumeClaim
     (ReadWriteMany) that is in Harbor's namespace already; ``storageClass`` makes one volume for
-    each component, of ``sizes`` by component.
+    each component, of ``sizes`` by component. Its ``accessMode`` is for the volumes of registry and
+    jobservice, of which several pods may run: with ReadWriteMany on several nodes.
     """
 
     nfs: Nfs | None = None
@@ -229,6 +230,7 @@ class Storage(Strict, frozen=True):
     storage_class: str = ""
     ephemeral: Ephemeral | None = None
     sizes: Sizes | None = None
+    access_mode: Literal["", "ReadWriteOnce", "ReadWriteMany"] = ""
 
 
 class Admin(Strict, frozen=True):
@@ -316,7 +318,9 @@ def problems(harbor: Harbor) -> Iterator[Problem]:
     if certificate is not None:
         yield from _certificate_problems(harbor, certificate)
     if storage is not None:
-        yield from _exactly_one(("storage",), storage, others=("sizes",))
+        yield from _exactly_one(("storage",), storage, others=("sizes", "access_mode"))
+        if storage.access_mode and not storage.storage_class:
+            yield ("storage", "accessMode"), "only a storageClass makes volumes to access", ""
     for name, port in (("httpPort", expose.http_port), ("httpsPort", expose.https_port)):
         if port not in PORTS:
             yield ("expose", name), "not a port", ""

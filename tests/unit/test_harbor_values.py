@@ -96,6 +96,16 @@ def test_a_volume_of_one_node_is_let_go_before_the_next_pod_comes() -> None:
     assert "updateStrategy" not in values(storage={"claim": "shared"})
 
 
+def test_several_pods_share_the_volumes_of_registry_and_jobservice_only() -> None:
+    found = values(storage={"storageClass": "nfs", "accessMode": "ReadWriteMany"})
+    assert "updateStrategy" not in found
+    claims = found["persistence"]["persistentVolumeClaim"]
+    shared = {"storageClass": "nfs", "accessMode": "ReadWriteMany"}
+    assert claims["registry"] == claims["jobservice"]["jobLog"] == shared
+    # What a StatefulSet has made its claims from can't be changed.
+    assert claims["database"] == claims["redis"] == claims["trivy"] == {"storageClass": "nfs"}
+
+
 def test_tls_ends_at_haproxy_or_at_harbor() -> None:
     sections: dict[str, Any] = {"certificate": {"selfSigned": {}}}
     ended = values(**sections, loadBalancer=HAPROXY)
@@ -135,6 +145,10 @@ def test_external_database_and_redis() -> None:
         ({"certificate": {}}, "certificate: give exactly one of selfSigned, provided, secret"),
         ({"certificate": {"selfSigned": {}, "secret": "x"}}, "certificate: give exactly one of"),
         ({"storage": {}}, "storage: give exactly one of nfs, hostPath, claim, storageClass"),
+        (
+            {"storage": {"ephemeral": {}, "accessMode": "ReadWriteMany"}},
+            "storage.accessMode: only a storageClass makes volumes to access",
+        ),
         ({"storage": {"claim": "x", "ephemeral": {}}}, "storage: give exactly one of"),
         ({"database": {"host": "h"}}, "database: neither passwordFile nor admin"),
         ({"database": {"host": "", "passwordFile": "p"}}, "database.host: it is empty"),

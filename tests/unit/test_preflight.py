@@ -278,7 +278,70 @@ def test_a_claim_that_pods_mount_is_there_or_is_made() -> None:
     assert found.text == "there is no claim given, which core mounts"
     assert checks.check_storage([], [claim("given")], [wanted]).state == "ok"
     companion = Rendered("harbor", "c", "", (claim("given", storageClassName=""),))
-    assert checks.check_storage([], [], [wanted, companion]).state == "ok"
+    assert checks.check_storage([], [], [companion, wanted]).state == "ok"
+
+
+def named(name: str, *objects: dict[str, Any]) -> Rendered:
+    return Rendered("harbor", name, "", objects)
+
+
+def test_a_storage_class_comes_with_an_earlier_release() -> None:
+    driver = named("driver", thing("StorageClass", "nfs-csi", "storage.k8s.io/v1"))
+    wanted = named("harbor", claim("data", storageClassName="nfs-csi"))
+    assert checks.check_storage([], [], [driver, wanted]).state == "ok"
+    found = checks.check_storage([], [], [wanted, driver])
+    assert found.state == "failed"
+    assert found.text.endswith("names, before release harbor/driver brings it")
+    unnamed = named("harbor", claim("data"))
+    assert checks.check_storage([], [], [driver, unnamed]).state == "failed"
+    usual = thing("StorageClass", "usual", metadata=DEFAULT["metadata"])
+    assert checks.check_storage([], [], [named("driver", usual), unnamed]).state == "ok"
+
+
+def test_a_claim_comes_with_an_earlier_release() -> None:
+    volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "given"}}]
+    wanted = named("harbor", deployment(volumes=volumes))
+    before = named("data", claim("given", storageClassName="", volumeName="pv"))
+    assert checks.check_storage([], [], [before, wanted]).state == "ok"
+    assert checks.check_storage([], [], [wanted, before]).state == "failed"
+
+
+def test_a_claim_that_is_there_can_not_be_changed() -> None:
+    there = [claim("data", storageClassName="old", accessModes=["ReadWriteOnce"])]
+    same = rendered(claim("data", storageClassName="old", accessModes=["ReadWriteOnce"]))
+    assert checks.check_storage([], there, [same]).state == "ok"
+    shared = rendered(claim("data", storageClassName="old", accessModes=["ReadWriteMany"]))
+    found = checks.check_storage([], there, [shared])
+    assert found.state == "failed"
+    assert "harbor/data is there with accessModes ['ReadWriteOnce'], and ['ReadWriteM" in found.text
+    other = rendered(claim("data", storageClassName="new", accessModes=["ReadWriteOnce"]))
+    assert "storageClassName old, and new" in checks.check_storage([], there, [other]).text
+    assert checks.check_storage([], there, [rendered(claim("data"))]).state == "ok"
+
+
+def test_pods_of_several_nodes_can_not_share_a_volume_of_one() -> None:
+    volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]
+
+    def two(mode: str, replicas: int = 2) -> Rendered:
+        made = claim("data", storageClassName="fast", accessModes=[mode])
+        return rendered(made, deployment(replicas=replicas, volumes=volumes))
+
+    fast = [storage_class("fast")]
+    found = checks.check_storage(fast, [], [two("ReadWriteOnce")], nodes=2)
+    assert found.state == "warning"
+    assert found.text == "2 pods mount claim data, which is ReadWriteOnce"
+    assert "accessMode: ReadWriteMany" in found.hint
+    assert checks.check_storage(fast, [], [two("ReadWriteOnce")], nodes=1).state == "ok"
+    assert checks.check_storage(fast, [], [two("ReadWriteOnce", 1)], nodes=2).state == "ok"
+    assert checks.check_storage(fast, [], [two("ReadWriteMany")], nodes=2).state == "ok"
+
+
+def test_a_secret_comes_with_an_earlier_release() -> None:
+    secret = thing("Secret", "tls")
+    assert checks.maker_of_secret([named("pki", secret)], "harbor", "tls") == "harbor/pki"
+    assert checks.maker_of_secret([named("pki", secret)], "other", "tls") == ""
+    elsewhere = thing("Secret", "tls", metadata={"namespace": "other"})
+    assert checks.maker_of_secret([named("pki", elsewhere)], "other", "tls") == "harbor/pki"
 
 
 def test_a_folder_of_the_node_is_not_the_other_nodes_folder() -> None:
@@ -345,6 +408,9 @@ def test_ingress() -> None:
     assert checks.check_ingress([], [nginx], unnamed).state == "warning"
     nginx["metadata"]["annotations"] = {"ingressclass.kubernetes.io/is-default-class": "true"}  # type: ignore[assignment]  # an object of the API
     assert checks.check_ingress([], [nginx], unnamed).state == "ok"
+    brought = named("web", thing("IngressClass", "nginx", "networking.k8s.io/v1"))
+    assert checks.check_ingress([], [], [brought, *wanted]).state == "ok"
+    assert checks.check_ingress([], [], [*wanted, brought]).state == "failed"
 
 
 def test_objects_that_are_not_the_releases_own() -> None:
@@ -444,6 +510,9 @@ def test_kinds_that_the_cluster_does_not_serve() -> None:
     )  # fmt: skip
     served = ["v1", "apiextensions.k8s.io/v1"]
     assert checks.check_kinds(served, [rendered(definition), rendered(monitor)]).state == "ok"
+    late = checks.check_kinds(served, [rendered(monitor), rendered(definition)])
+    assert late.state == "failed"
+    assert "earlier in site.yaml" in late.hint
 
 
 # Clocks

@@ -70,6 +70,12 @@ delete)
     [ ! -e stuck ] || { echo "is stuck" >&2; exit 1; }
     case "$2" in
     */*) rm -f jobs.json deployments,statefulsets,daemonsets.json pods.json ;;
+    persistentvolumeclaims)
+        echo '{"items":[]}' > "$2.json"
+        [ ! -e provisioner ] || {
+            (sleep 1; echo "deleted by the provisioner" >> calls
+             echo '{"items":[]}' > persistentvolumes.json) > /dev/null 2>&1 &
+        } ;;
     *) echo '{"items":[]}' > "$2.json" ;;
     esac ;;
 *) echo "kubectl $1?" >&2; exit 9 ;;
@@ -294,6 +300,21 @@ def test_only_claims_and_volumes_of_the_release_are_deleted(world: World) -> Non
     assert "other-site" not in volumes
     note = told["notes"]["uninstall:data:harbor/harbor"]
     assert note == "the content of 10.0.0.9:/srv/harbor is not touched"
+
+
+def test_a_provisioner_has_deleted_its_volumes_before_its_release_goes(world: World) -> None:
+    world.objects("persistentvolumeclaims", thing("harbor-registry", OLDER, storageClassName="nfs"))
+    claimed = {"namespace": "harbor", "name": "harbor-registry"}
+    theirs = thing("pvc-1", {}, claimRef=claimed, persistentVolumeReclaimPolicy="Delete")
+    kept = thing("pvc-2", {}, claimRef=claimed | {"name": "x"})
+    world.objects("persistentvolumes", theirs, kept)
+    (world.cluster / "provisioner").touch()
+    world.json("--delete-data")
+    calls = (world.cluster / "calls").read_text().splitlines()
+    deleted = calls.index("deleted by the provisioner")
+    helm = [at for at, call in enumerate(calls) if call.startswith("helm uninstall")]
+    assert helm[0] < helm[1] < deleted < helm[2], calls
+    assert "issuer" in calls[helm[2]]
 
 
 def test_a_claim_that_was_there_before_is_not_deleted(world: World) -> None:
