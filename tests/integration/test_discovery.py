@@ -142,6 +142,36 @@ def test_harbors_profiles_give_all_ten_images(
     ]
 
 
+def test_the_platforms_profiles_give_all_images(client: Helm, tmp_path: Path) -> None:
+    read = written(tmp_path, "harbor-platform.yaml")
+    found = {}
+    for one in read.document.charts:
+        path = chart(f"{one.name}-{one.version}")
+        sets = [replaced(client, path, read.profiles[profile]) for profile in one.profiles]
+        found[f"{one.name}-{one.version}"] = set.union(*sets)
+    for name in ("cert-manager-v1.21.1", "csi-driver-nfs-4.13.4"):
+        assert sorted(found.pop(name)) == EXPECTED[name][1]
+    assert {len(images) for images in found.values()} == {len(HARBOR)}
+
+
+def test_the_values_of_a_storage_class_are_known_though_they_are_comments() -> None:
+    archive = ChartArchive.read(chart("csi-driver-nfs-4.13.4"))
+    made = {
+        "create": True,
+        "name": "nfs-csi",
+        "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        "parameters": {"server": "10.55.0.9", "share": "/srv/nfs/harbor"},
+        "reclaimPolicy": "Retain",
+        "volumeBindingMode": "Immediate",
+        "mountOptions": ["nfsvers=4.1"],
+    }
+    values: dict[str, Any] = {"storageClass": made, "storageClasses": [made]}
+    assert unknown_keys(values, archive.values, commented=archive.commented) == []
+    wrong = {"storageClass": {"create": True, "paramaters": {}}}
+    (found,) = unknown_keys(wrong, archive.values, commented=archive.commented)
+    assert found == ("storageClass.paramaters", "storageClass.parameters")
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_companion_charts(client: Helm, name: str) -> None:
     values, expected = EXPECTED[name]

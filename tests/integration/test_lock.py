@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,6 +201,39 @@ def test_with_companions_from_a_registry_and_a_file(builder: Builder) -> None:
     changed = json.loads(builder.lock("--output", "json").stdout)
     assert [(c["change"], c["name"]) for c in changed["changes"]] == [("changed", moved)]
     assert changed["serial"] > lock.serial
+
+
+def test_the_shipped_platform_has_all_images_of_its_three_charts(builder: Builder) -> None:
+    shipped = resources.files("manifests") / "bundles" / "harbor-platform.yaml"
+    builder.spec = yaml.safe_load(shipped.read_text())
+    charts = {chart["name"]: chart for chart in builder.spec["charts"]}
+    assert list(charts) == ["harbor", "cert-manager", "csi-driver-nfs"]
+    for chart in charts.values():
+        assert chart["source"].startswith("https://")
+        chart["source"] = f"{builder.web.url}/stable"
+    builder.spec["tools"] = [{"name": "helm", "source": "./helm"}]
+    builder.spec["databases"] = []
+    expected = harbor_images("1.19.1")
+    for name in ("cert-manager", "csi-driver-nfs"):
+        version, _, found = COMPANIONS[name]
+        assert charts[name]["version"] == version
+        expected += found
+    for reference in expected:
+        builder.publish(reference)
+    done = builder.lock()
+    assert done.returncode == 0, done.stderr
+    lock = read_lock(builder.folder / "bundle.lock")
+    assert [image.reference for image in lock.images] == sorted(expected)
+    origins = {image.reference.rpartition("/")[2]: image.origins for image in lock.images}
+    # No container of the chart's runs it: cert-manager is told of it in an argument.
+    (solver,) = origins["cert-manager-acmesolver:v1.21.1"]
+    assert (solver.chart, solver.profile) == ("cert-manager", "cert-manager")
+    assert "args" in str(solver)
+    profiles = {one.profile for one in origins["snapshot-controller:v8.6.0"]}
+    assert profiles == {"nfs-snapshots"}
+    assert {one.profile for one in origins["nfsplugin:v4.13.4"]} == {
+        "csi-driver-nfs", "nfs-snapshots",
+    }  # fmt: skip
 
 
 def test_charts_are_packed_as_helm_pushes_them(builder: Builder) -> None:

@@ -30,8 +30,14 @@ if TYPE_CHECKING:
     from tests.site.upstream import Upstream
 
 BUNDLER = str(Path(sys.executable).with_name("bundler"))
-CHARTS = "https://helm.goharbor.io"
-"""The address that the shipped specs have, and that is replaced."""
+CHARTS = {
+    "harbor": "https://helm.goharbor.io",
+    "cert-manager": "https://charts.jetstack.io",
+    "csi-driver-nfs": (
+        "https://raw.githubusercontent.com/kubernetes-csi/csi-driver-nfs/master/charts"
+    ),
+}
+"""The addresses that the shipped specs have, and that are replaced."""
 PASSPHRASE = "correct horse battery staple"
 
 
@@ -68,7 +74,11 @@ class Connected:
         there = {"endpoints": [upstream.registry.url]}
         self.registries.write_text(
             yaml.safe_dump(
-                {"registries": dict.fromkeys(("docker.io", "ghcr.io", "quay.io"), there)}
+                {
+                    "registries": dict.fromkeys(
+                        ("docker.io", "ghcr.io", "quay.io", "registry.k8s.io"), there
+                    )
+                }
             )
         )
 
@@ -89,17 +99,19 @@ class Connected:
         *,
         profiles: Sequence[str] = (),
         helm: int = 4,
+        product: str = "harbor",
         also: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Made:
         """Init, lock and build ``NAME.tar`` with Harbor ``version`` (2.14 or 2.15).
 
+        ``product`` is the shipped spec's, harbor or harbor-platform.
         ``profiles`` are those to render, if not all that the shipped spec lists; ``helm`` is the
         major version that goes in. ``also`` are further charts of upstream's: ``version`` and
         ``values`` of the one profile, by name. Raises BundlerFailed.
         """
         spec = self.folder / "bundle.yaml"
         spec.unlink(missing_ok=True)
-        self.run("init", "harbor", str(self.folder), f"--version={version}")
+        self.run("init", product, str(self.folder), f"--version={version}")
         document = self._reachable(yaml.safe_load(spec.read_text()), helm)
         if profiles:
             document["charts"][0]["profiles"] = list(profiles)
@@ -141,7 +153,7 @@ class Connected:
 
     def _reachable(self, document: dict[str, Any], helm: int) -> dict[str, Any]:
         for chart in document["charts"]:
-            assert chart["source"] == CHARTS
+            assert chart["source"] == CHARTS[chart["name"]]
             chart["source"] = self.upstream.charts_url
         local = {"helm": programs.helm(helm), "kubectl": programs.kubectl()}
         document["tools"] = [

@@ -188,3 +188,13 @@ def test_help_lists_the_verbs(command: str, tmp_path: Path) -> None:
         asked = run(command, verb, "--help", cwd=tmp_path)
         assert asked.returncode == 0, asked.stderr
         assert "Usage:" in asked.stdout
+
+
+def test_init_writes_the_spec_that_is_asked_for(tmp_path: Path) -> None:
+    done = run("bundler", "init", "harbor-platform", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "name: csi-driver-nfs" in (tmp_path / "bundle.yaml").read_text()
+    older = run("bundler", "init", "harbor-platform", "other", "--version=2.14", cwd=tmp_path)
+    assert older.returncode == 2
+    assert "there is no spec of harbor-platform for it" in older.stderr
+    assert not (tmp_path / "other").exists()
