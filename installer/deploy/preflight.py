@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import msgspec
 
 from installer.bundle.manifest import parse_time
-from installer.deploy import checks
+from installer.deploy import checks, redis
 from installer.deploy.checks import Check, Rendered, refusal
 from installer.deploy.context import check_state_folder
 from installer.deploy.nfs import check_export, minor_version
@@ -39,7 +39,7 @@ from installer.oci.reference import Reference
 from installer.site import credentials
 from installer.site.authority import utc_now
 from installer.site.private import private_folder, write_file
-from installer.site.section import check_paths, split_address
+from installer.site.section import check_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from installer.deploy.release import HelmRelease
     from installer.deploy.seed import ServeBundle
     from installer.oci.graph import Descriptor
-    from installer.site.harbor import Harbor, Nfs
+    from installer.site.harbor import Harbor, Nfs, Redis
     from installer.site.model import Release, Site
 
     MakeParts = Callable[[Release, "ClusterInfo"], tuple[HelmRelease, HarborParts | None]]
@@ -285,8 +285,18 @@ def _addresses(site: Site, key: str, harbor: Harbor) -> dict[str, Callable[[], l
         found[f"NFS {key}"] = partial(_nfs, f"NFS {key}", nfs, int(port), here=here)
     for address in harbor.redis.addresses if harbor.redis else ():
         name = f"Redis {address} {key}"
-        found[name] = partial(_reached, name, *split_address(address), here=False)
+        found[name] = partial(_redis, name, harbor.redis, address)
     return found
+
+
+def _redis(name: str, section: Redis | None, address: str) -> list[Check]:
+    if section is None:
+        return []
+    try:
+        return [Check(name, "ok", redis.ask(section, address))]
+    except redis.Unreachable as error:
+        hint = "pods may reach it all the same: is it running, and does a firewall let them in?"
+        return [Check(name, "warning", error.message, hint)]
 
 
 def _resolved(name: str, host: str) -> list[Check]:
