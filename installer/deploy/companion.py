@@ -1,7 +1,7 @@
 """The companion chart: what Harbor stands on and its own chart does not make.
 
-A volume with its claim, folders in it that belong to the right users, Secrets with the certificate
-and with the authorities that Harbor trusts, or what asks cert-manager for a certificate. It ships
+A volume with its claim, folders in it that belong to the right users, Secrets with certificates and
+with the authorities that Harbor trusts, or what asks cert-manager for a certificate. It ships
 with the installer (``manifests/companion``) and is installed by the bundle's Helm as a release of
 its own before Harbor's. Its only image, for the job that makes the folders, is one of Harbor's own
 from the bundle.
@@ -24,7 +24,7 @@ from installer.harbor import values as chart_values
 from installer.site.private import private_folder, read_file, write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from importlib.resources.abc import Traversable
 
     from installer.deploy.context import Context
@@ -44,9 +44,12 @@ class Companion:
         release: Release,
         tls: Callable[[], TlsFiles | None],
         troubles: Callable[[], list[str]] = list,
+        *,
+        internal: Callable[[], Mapping[str, TlsFiles] | None] = lambda: None,
     ) -> None:
         """``tls`` gives the certificate, None before it is made.
 
+        ``internal`` gives those between the components, by component, None before they are made.
         ``troubles`` says what keeps a certificate from being issued in the cluster.
         """
         if release.harbor is None:
@@ -56,6 +59,7 @@ class Companion:
         self._harbor = release.harbor
         self._tls = tls
         self._troubles = troubles
+        self._internal = internal
         self._installed = InstalledRelease(
             context, release.release_namespace, f"{release.release_name}-companion"
         )
@@ -69,6 +73,7 @@ class Companion:
             "volume": "the volume",
             "tls": "the certificate",
             "certificate": "the request for its certificate",
+            "internalTLS": "its components' certificates",
             "caBundle": "the trusted authorities",
         }
         named = [text for key, text in parts.items() if key in values]
@@ -94,15 +99,9 @@ class Companion:
             )
         elif chart_values.speaks_tls(self._harbor) and certificate and not certificate.secret:
             files = self._tls()
-            values["tls"] = {"name": chart_values.tls_name(self._release.release_name)} | (
-                {
-                    "certificate": files.chain.decode(),
-                    "key": files.key.decode(),
-                    "ca": files.ca.decode(),
-                }
-                if files
-                else {}
-            )
+            values["tls"] = _secret(chart_values.tls_name(self._release.release_name), files)
+        if self._harbor.internal_tls is not None:
+            values["internalTLS"] = self._internal_secrets()
         if trusted := chart_values.trusted_files(self._harbor):
             data = b"\n".join((read_file(Path(path)) or b"").strip() for path in trusted)
             values["caBundle"] = {
@@ -110,6 +109,13 @@ class Companion:
                 "certificates": data.decode(errors="replace") + "\n",
             }
         return values
+
+    def _internal_secrets(self) -> list[dict[str, str]]:
+        name, files = self._release.release_name, self._internal() or {}
+        return [
+            _secret(chart_values.internal_name(name, component), files.get(component))
+            for component in chart_values.INTERNAL
+        ]
 
     def _volume(self) -> dict[str, Any]:
         storage = self._harbor.storage
@@ -176,14 +182,14 @@ class Companion:
     def check(self) -> bool:
         """Whether it is deployed with these values."""
         values = self.values()
-        if "tls" in values and "key" not in values["tls"]:
+        if not all("key" in secret for secret in _tls_secrets(values)):
             return False
         return self._installed.is_at(self._chart, values)
 
     def apply(self) -> str:
         """Install or upgrade it; raises DeploymentFailed, also when the volume can't be used."""
         values = self.values()
-        secrets = [values["tls"]["key"]] if "tls" in values else []
+        secrets = [secret["key"] for secret in _tls_secrets(values)]
         secrets += cert_manager.secrets_of(values.get("certificate", {}))
         try:
             self._installed.bring_to(
@@ -198,6 +204,22 @@ class Companion:
             error.hint = "; ".join([*self._troubles(), error.hint])
             raise
         return ""
+
+
+def _secret(name: str, files: TlsFiles | None) -> dict[str, str]:
+    """Values of a Secret with a certificate, only its name before that is made."""
+    if files is None:
+        return {"name": name}
+    return {
+        "name": name,
+        "certificate": files.chain.decode(),
+        "key": files.key.decode(),
+        "ca": files.ca.decode(),
+    }
+
+
+def _tls_secrets(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [*([values["tls"]] if "tls" in values else []), *values.get("internalTLS", [])]
 
 
 def _files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:

@@ -15,6 +15,7 @@ from installer.deploy.check import HarborIsHealthy
 from installer.deploy.companion import Companion
 from installer.deploy.database import PrepareDatabase
 from installer.deploy.haproxy import InstallHAProxy
+from installer.deploy.internal_tls import InternalCertificates
 from installer.deploy.nodes import TellNodes
 from installer.deploy.proxy import ShowCertificate
 from installer.deploy.release import HelmRelease
@@ -59,7 +60,10 @@ class HarborParts:
             timeout=release.timeout,
         )
         troubles = self._issued.troubles if self.certificate.in_cluster else list
-        self._companion = Companion(context, release, self.certificate.files, troubles)
+        self._internal = InternalCertificates(context, release)
+        self._companion = Companion(
+            context, release, self.certificate.files, troubles, internal=self._internal.files
+        )
         self._database: PrepareDatabase | None = None
         self._haproxy: InstallHAProxy | None = None
         if harbor.database is not None:
@@ -98,6 +102,8 @@ class HarborParts:
         parts: dict[str, Callable[[], None]] = {"companion": self._companion.preflight}
         if self.certificate.is_needed():
             parts["certificate"] = self.certificate.preflight
+        if self._internal.is_needed():
+            parts["internal TLS"] = self._internal.preflight
         if self.certificate.in_cluster:
             parts["cert-manager"] = self._check_cert_manager
         if self._database is not None:
@@ -120,6 +126,8 @@ class HarborParts:
     def before(self) -> list[Step]:
         """What has to be done before the release, when the certificate of another kind is there."""
         steps: list[Step] = [self._database] if self._database else []
+        if self._internal.is_needed():
+            steps.append(self._internal)
         if self._companion.is_needed():
             steps.append(self._companion)
         if self.certificate.in_cluster:

@@ -18,6 +18,7 @@ import msgspec
 
 from installer.deploy.charts import find_chart, profile_values
 from installer.deploy.installed import ChartIdentity, InstalledRelease
+from installer.deploy.internal_tls import InternalCertificates
 from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
 from installer.harbor.values import harbor_values, overlapping
 from installer.helm.chart import ChartArchive
@@ -133,6 +134,7 @@ class HelmRelease:
             self._release.release_name,
             database_password=self._database_password(made),
             redis_password=read_secret(Path(redis_file)) if redis_file else "",
+            internal_marks=InternalCertificates(self._context, self._release).marks(),
         )
 
     def _check_choice(self, filled: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from installer.deploy.companion import Companion
 from installer.deploy.database import PrepareDatabase
 from installer.deploy.images import accepted_ids
 from installer.deploy.installed import InstalledRelease
+from installer.deploy.internal_tls import InternalCertificates
 from installer.deploy.kubectl import has_ended, troubles
 from installer.deploy.postgresql import Refusal, session, where_is
 from installer.deploy.preflight import ClusterInfo
@@ -445,13 +446,31 @@ class _Releases:
         tls = HarborCertificate(
             harbor, release.key, context.state, context.site.name, lambda: self._now
         )
-        companion = Companion(context, release, tls.files)
+        internal = InternalCertificates(context, release, lambda: self._now)
+        companion = Companion(context, release, tls.files, internal=internal.files)
+        if internal.is_needed():
+            yield self._internal(group, internal)
         if companion.is_needed():
             good = companion.check()
-            text = "volume, certificate and authorities are" + ("" if good else " not")
+            text = "volume, certificates and authorities are" + ("" if good else " not")
             state: State = "ok" if good else "warning"
             hint = "" if good else _RUN
             yield Line(group, "companion", state, f"{text} as they would be installed", hint)
+
+    def _internal(self, group: str, internal: InternalCertificates) -> Line:
+        """What is kept here; whether the cluster has it is the companion's line."""
+        end = internal.ends()
+        if end is None:
+            text = "a certificate between the components is missing here"
+            return Line(group, "internal TLS", "warning", text, _RUN)
+        left = end - self._now
+        if left < timedelta():
+            text = f"a certificate between the components ended on {end:%Y-%m-%d}"
+            return Line(group, "internal TLS", "failed", text, _RUN)
+        text = f"{_days(left)} left, until {end:%Y-%m-%d}"
+        if internal.check():
+            return Line(group, "internal TLS", "ok", text)
+        return Line(group, "internal TLS", "warning", f"{text}; to be made anew", _RUN)
 
     def namespace(self, group: str, namespace: str) -> Iterator[Line]:
         """The pods: do they run, did they end and start again, do they run the bundle's images."""

@@ -31,6 +31,7 @@ import yaml
 from installer.deploy import systemd
 from installer.deploy.certificates import HarborCertificate
 from installer.deploy.companion import Companion
+from installer.deploy.internal_tls import InternalCertificates
 from installer.deploy.preflight import ClusterInfo
 from installer.deploy.release import HelmRelease
 from installer.documents import read_bounded, read_document
@@ -364,7 +365,8 @@ class _Gathering:
         if harbor is None:
             return None
         tls = HarborCertificate(harbor, release.key, context.state, context.site.name, utc_now)
-        companion = Companion(context, release, tls.files)
+        internal = InternalCertificates(context, release)
+        companion = Companion(context, release, tls.files, internal=internal.files)
         return self._shown(companion.rendered()) if companion.is_needed() else None
 
     def _shown(self, objects: str) -> str:

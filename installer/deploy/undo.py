@@ -317,7 +317,7 @@ def _steps(
     lift = LiftReadOnly(
         key, wanted.read_only, lambda: back.snapshot.read_only and not undo.restored()
     )
-    before = ("verify", "tools", "seed", "nodes", f"companion:{key}")
+    before = ("verify", "tools", "seed", "nodes", f"internal-tls:{key}", f"companion:{key}")
     steps: list[Step] = [
         *(usual[name] for name in before if name in usual),
         StopWriters(context, back.release, undo),

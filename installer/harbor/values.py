@@ -41,6 +41,13 @@ OWNERS = {
 _REPLICATED = ("registry", "jobservice")
 """Components whose pods share one claim; the others are StatefulSets with a claim for each pod."""
 
+INTERNAL = ("core", "jobservice", "registry", "portal", "trivy")
+"""Components that have a certificate for TLS between them, and a Service with their name."""
+_MOUNTED = {**{component: component for component in INTERNAL}, "exporter": "core"}
+"""Whose certificate the pods of each component have."""
+_MARK = "checksum/internal-tls"
+_LONGEST = 63
+
 
 def volume_name(release: str) -> str:
     """Name of the claim that the components of a release share."""
@@ -65,10 +72,35 @@ def ca_name(release: str) -> str:
     return f"{release}-ca-bundle"
 
 
+def internal_name(release: str, component: str) -> str:
+    """Name of the Secret with a component's certificate for TLS between the components."""
+    return f"{release}-internal-{component}-tls"
+
+
+def internal_hosts(release: str, values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Names that each component's certificate is for, as the chart's own would be.
+
+    ``values`` are what the chart gets. Core asks itself as well, by the loopback.
+    """
+    name = values.get("nameOverride") or "harbor"
+    full = values.get("fullnameOverride") or (release if name in release else f"{release}-{name}")
+    full = full[:_LONGEST].removesuffix("-")
+    more = {"core": ("localhost", "127.0.0.1")}
+    return {one: (f"{full}-{one}", *more.get(one, ())) for one in INTERNAL}
+
+
 def harbor_values(
-    harbor: Harbor, release: str, *, database_password: str = "", redis_password: str = ""
+    harbor: Harbor,
+    release: str,
+    *,
+    database_password: str = "",
+    redis_password: str = "",
+    internal_marks: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Chart values for the sections that are there; what is left out is left to the chart."""
+    """Chart values for the sections that are there; what is left out is left to the chart.
+
+    ``internal_marks`` tell one certificate of a component from the next, once they are made.
+    """
     parts: list[dict[str, Any]] = [{"externalURL": harbor.external_url.rstrip("/")}]
     if harbor.expose or harbor.certificate or harbor.load_balancer:
         parts.append({"expose": _expose(harbor, release)})
@@ -78,6 +110,8 @@ def harbor_values(
         parts.append({"database": _database(harbor.database, database_password)})
     if harbor.redis:
         parts.append({"redis": _redis(harbor.redis, redis_password)})
+    if harbor.internal_tls is not None:
+        parts.append(_internal_tls(release, internal_marks or {}))
     if trusted_files(harbor):
         parts.append({"caBundleSecretName": ca_name(release)})
     return merge(*parts)
@@ -139,6 +173,15 @@ def _tls(certificate: Certificate | None, release: str) -> dict[str, Any]:
     elif certificate and certificate.cert_manager:
         name = issued_name(release)
     return {"enabled": True, "certSource": "secret", "secret": {"secretName": name}}
+
+
+def _internal_tls(release: str, marks: Mapping[str, str]) -> dict[str, Any]:
+    secrets = {one: {"secretName": internal_name(release, one)} for one in INTERNAL}
+    # They read it when they start, and from a Secret the chart does not see that it changed.
+    pods = {
+        one: {"podAnnotations": {_MARK: marks[of]}} for one, of in _MOUNTED.items() if of in marks
+    }
+    return {"internalTLS": {"enabled": True, "certSource": "secret", **secrets}, **pods}
 
 
 def _storage(storage: Storage, release: str) -> dict[str, Any]:

@@ -31,6 +31,8 @@ MACHINES = timedelta(days=3650)
 PEOPLE = timedelta(days=824)
 """Validity of a leaf that browsers check: Apple's refuse more than 825 days, and count the first
 and the last second, also below an authority that a user added. Others take any length there."""
+LEAF = "tls"
+"""How the files of a leaf are called, unless the authority has several."""
 _RENEW = timedelta(days=400)
 """People come by once a year, and late: what ends before the next visit is renewed at this one."""
 _SKEW = timedelta(days=1)
@@ -49,10 +51,10 @@ def authority_is_good(folder: Path, now: datetime) -> bool:
     )
 
 
-def leaf_is_good(folder: Path, hosts: Iterable[str], now: datetime) -> bool:
+def leaf_is_good(folder: Path, hosts: Iterable[str], now: datetime, name: str = LEAF) -> bool:
     """Whether the folder holds a leaf for exactly these hosts, and both it and its issuer last."""
-    authority, leaf = _certificate(folder / "ca.crt"), _certificate(folder / "tls.crt")
-    if authority is None or leaf is None or not belong_together(folder):
+    authority, leaf = _certificate(folder / "ca.crt"), _certificate(folder / f"{name}.crt")
+    if authority is None or leaf is None or not belong_together(folder, name):
         return False
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -62,10 +64,10 @@ def leaf_is_good(folder: Path, hosts: Iterable[str], now: datetime) -> bool:
     return _lasts(authority, now) and _lasts(leaf, now) and set(names) == wanted
 
 
-def belong_together(folder: Path) -> bool:
+def belong_together(folder: Path, name: str = LEAF) -> bool:
     """Whether the folder's authority signed its leaf, and the leaf has its key."""
-    authority, leaf = _certificate(folder / "ca.crt"), _certificate(folder / "tls.crt")
-    if authority is None or leaf is None or not _fits(_key(folder / "tls.key"), leaf):
+    authority, leaf = _certificate(folder / "ca.crt"), _certificate(folder / f"{name}.crt")
+    if authority is None or leaf is None or not _fits(_key(folder / f"{name}.key"), leaf):
         return False
     try:
         leaf.verify_directly_issued_by(authority)
@@ -74,13 +76,13 @@ def belong_together(folder: Path) -> bool:
     return True
 
 
-def check_clock(folder: Path, now: datetime) -> None:
+def check_clock(folder: Path, now: datetime, name: str = LEAF) -> None:
     """Raise PreflightFailed if the folder has a certificate of the future.
 
     With such a clock anything made now would end at a time that nobody wants, and what is there
     would look worn out.
     """
-    for path in (folder / "ca.crt", folder / "tls.crt"):
+    for path in (folder / "ca.crt", folder / f"{name}.crt"):
         certificate = _certificate(path)
         if certificate is not None and certificate.not_valid_before_utc > now:
             raise PreflightFailed(
@@ -98,21 +100,28 @@ def ensure_certificates(
     now: datetime,
     *,
     validity: timedelta = MACHINES,
+    name: str = LEAF,
+    mutual: bool = False,
 ) -> None:
     """Make ``ca.crt``, ``ca.key``, ``tls.crt``, ``tls.key`` in a private folder where needed.
 
     ``subject`` names a new authority. The leaf is for all ``hosts``: names, wildcards of one label
     (``*.example``) and addresses. It is valid for ``validity``, but never longer than its issuer.
+    ``name`` is that of its files, where one authority has several leaves; with ``mutual`` it is
+    good for a client as well.
+
     Raises InvalidInput for what is no host, PreflightFailed as ``check_clock`` does.
     """
     hosts = tuple(hosts)
     names = general_names(hosts)
-    check_clock(folder, now)
+    check_clock(folder, now, name)
     issuer, issuer_key = _authority(folder, subject, now)
-    if leaf_is_good(folder, hosts, now):
+    if leaf_is_good(folder, hosts, now, name):
         return
     key = ec.generate_private_key(ec.SECP256R1())
-    purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    purposes = [ExtendedKeyUsageOID.SERVER_AUTH]
+    purposes += [ExtendedKeyUsageOID.CLIENT_AUTH] if mutual else []
+    purpose = x509.ExtendedKeyUsage(purposes)
     end = min(now - _SKEW + validity, issuer.not_valid_after_utc)
     certificate = (
         _builder(_subject(hosts[0]), issuer.subject, key.public_key(), now, end)
@@ -126,13 +135,20 @@ def ensure_certificates(
         )
         .sign(issuer_key, hashes.SHA256())
     )
-    _write_key(folder / "tls.key", key)
-    _write_certificate(folder / "tls.crt", certificate)
+    _write_key(folder / f"{name}.key", key)
+    _write_certificate(folder / f"{name}.crt", certificate)
 
 
 def general_names(hosts: Iterable[str]) -> list[x509.GeneralName]:
     """Give hosts as a certificate names them, each once; raises InvalidInput."""
     return list(dict.fromkeys(_name(host) for host in hosts))
+
+
+def ends(folder: Path, names: Iterable[str]) -> datetime | None:
+    """When the first of the folder's authority and these leaves ends; None if one is missing."""
+    found = [_certificate(folder / f"{name}.crt") for name in ("ca", *names)]
+    there = [certificate for certificate in found if certificate is not None]
+    return min(one.not_valid_after_utc for one in there) if len(there) == len(found) else None
 
 
 def _authority(

@@ -269,6 +269,13 @@ class Redis(Strict, frozen=True):
     ca: LocalFile = ""
 
 
+class InternalTls(Strict, frozen=True):
+    """TLS between Harbor's own pods, with an authority that the installer makes and keeps.
+
+    There is nothing to choose: each component gets a certificate for its Service's name.
+    """
+
+
 class HAProxy(Strict, frozen=True):
     """HAProxy in front of the node ports.
 
@@ -308,6 +315,7 @@ class Harbor(Strict, frozen=True):
     storage: Storage | None = None
     database: Database | None = None
     redis: Redis | None = None
+    internal_tls: InternalTls | None = msgspec.field(name="internalTLS", default=None)
     load_balancer: LoadBalancer | None = None
 
 
