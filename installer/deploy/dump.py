@@ -38,6 +38,7 @@ _LONGEST = 4 * 3600
 """Seconds after which a dump, or the way back, is given up."""
 _QUICK = 120.0
 _PULL = 300
+_TRIES = 5
 _POSTGRES = 999
 """User id of postgres in Harbor's image."""
 _COMPLETE = b"-- PostgreSQL database dump complete"
@@ -169,12 +170,20 @@ class Programs:
         self._ca = f"{own}/ca.crt" if own else ""
 
     def give_authority(self) -> None:
-        """Lay what the server is checked with where the programs look for it."""
-        command = ("sh", "-c", 'cat > "$1"', "sh", self._ca)
-        for _ in self._kubectl.stream(
-            *self._exec, "--", *command, feed=[self._login.ca], timeout=_QUICK
-        ):
-            pass
+        """Lay what the server is checked with where the programs look for it.
+
+        Raises DeploymentFailed when it does not arrive.
+        """
+        # An input that ends at once may be lost on its way into the pod (seen with containerd 1.6).
+        command = ("sh", "-c", 'cat > "$1" && wc -c < "$1"', "sh", self._ca)
+        for _ in range(_TRIES):
+            feed = [self._login.ca]
+            there = self._kubectl.stream(*self._exec, "--", *command, feed=feed, timeout=_QUICK)
+            if b"".join(there).strip() == str(len(self._login.ca)).encode():
+                return
+        raise DeploymentFailed(
+            "kubectl exec: the pod does not get what is sent into it", hint="run it again"
+        )
 
     def size(self) -> int:
         """Bytes that the database takes on its server: no dump of it is larger."""

@@ -250,6 +250,20 @@ def test_an_external_server_is_checked_from_a_pod_of_ours(used: Server, tmp_path
     assert "seed:5000/goharbor/harbor-db@sha256:1" in created
 
 
+def test_an_authority_that_is_lost_on_its_way_is_sent_again(used: Server, tmp_path: Path) -> None:
+    ca, lost = Path(used.ca).read_bytes(), tmp_path / "lost"
+    first = f'[ -e "{lost}" ] || exec < /dev/null; : > "{lost}"'
+    for before, arrives in ((first, True), ("exec < /dev/null", False)):
+        asked = kubectl(tmp_path / "pod", before=before)
+        at = Programs(asked, login(used, ca=ca), "harbor", "pod", own=str(tmp_path))
+        if arrives:
+            at.give_authority()
+            assert (tmp_path / "ca.crt").read_bytes() == ca
+        else:
+            with pytest.raises(DeploymentFailed, match="does not get what is sent"):
+                at.give_authority()
+
+
 def test_a_person_can_read_the_dump_without_us(used: Server, tmp_path: Path) -> None:
     """The file is what pg_dump made: PostgreSQL's own client takes it."""
     snapshots, made = kept(used, tmp_path)
