@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from tests.upstream.certificates import Certificates
 
-PASSWORD = "an operator's own, 2 of a kind"
+PASSWORD = "an-operators/own:2@of%a+kind"
+"""Each of its signs has a meaning in a URL."""
 LINES = (f'requirepass "{PASSWORD}"', 'save ""')
 
 

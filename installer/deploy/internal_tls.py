@@ -11,15 +11,13 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from installer.deploy.charts import find_chart, profile_values
 from installer.harbor.values import INTERNAL, internal_hosts
-from installer.helm.values import merge
 from installer.site import authority
 from installer.site.certificate import TlsFiles
 from installer.site.private import read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from datetime import datetime
 
     from installer.deploy.context import Context
@@ -38,6 +36,7 @@ class InternalCertificates:
         self._context = context
         self._release = release
         self._clock = clock
+        self._hosts = internal_hosts(release.release_name)
         self._place = f"tls/{release.key}/internal"
         self._folder = context.state.path(self._place)
         self.name = f"internal-tls:{release.key}"
@@ -50,7 +49,7 @@ class InternalCertificates:
 
     def preflight(self) -> None:
         """Raise PreflightFailed for a clock that is wrong, InvalidInput for impossible names."""
-        for component, hosts in self._hosts().items():
+        for component, hosts in self._hosts.items():
             authority.general_names(hosts)
             authority.check_clock(self._folder, self._clock(), component)
 
@@ -59,14 +58,14 @@ class InternalCertificates:
         now = self._clock()
         return all(
             authority.leaf_is_good(self._folder, hosts, now, component)
-            for component, hosts in self._hosts().items()
+            for component, hosts in self._hosts.items()
         )
 
     def apply(self) -> str:
         """Make or renew those that need it; raises as ``preflight``."""
         folder = self._context.state.subfolder(self._place)
         subject = f"Components of Harbor {self._release.key} of {self._context.site.name}"
-        for component, hosts in self._hosts().items():
+        for component, hosts in self._hosts.items():
             # Nobody notices that it ends but Harbor, which stops: as long as an authority lasts.
             # A component is a client of others too, and may be asked who it is.
             authority.ensure_certificates(
@@ -98,9 +97,3 @@ class InternalCertificates:
     def ends(self) -> datetime | None:
         """When the first of them ends; None if one is missing."""
         return authority.ends(self._folder, INTERNAL)
-
-    def _hosts(self) -> Mapping[str, tuple[str, ...]]:
-        release = self._release
-        entry = find_chart(self._context.bundle.manifest, release)
-        values = merge(profile_values(entry, release), release.values)
-        return internal_hosts(release.release_name, values)

@@ -12,6 +12,7 @@ import ssl
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+import yaml
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from installer.deploy.trust import trust_store
@@ -41,6 +42,8 @@ def ask(redis: Redis, address: str) -> str:
     Raises Unreachable, and PreflightFailed for what can't work from anywhere; InvalidInput for the
     password's file.
     """
+    if redis.password_file:
+        check_password(read_secret(Path(redis.password_file)), redis.password_file)
     if not redis.sentinel_master:
         _ping(redis, address)
         return f"{address} answers" + (" over TLS" if redis.tls else "")
@@ -50,6 +53,24 @@ def ask(redis: Redis, address: str) -> str:
     except Unreachable as error:
         raise Unreachable(f"{address} names the master {error.message}") from error
     return f"{address} names the master {master}, which answers"
+
+
+def check_password(word: str, where: str) -> None:
+    """Refuse a password that another one would become on its way; raises PreflightFailed.
+
+    Harbor's chart writes it into URLs as form data, where a space is a plus, and the registry reads
+    what it is given as YAML, without quotes (charts 1.18 and 1.19).
+    """
+    try:
+        good = yaml.safe_load(f"password: {word}") == {"password": word} and " " not in word
+    except yaml.YAMLError:
+        good = False
+    if not good:
+        raise PreflightFailed(
+            f"{where}: this password would reach Harbor's pods as another one: it has a space, is "
+            "a number, or is not what it seems to be in YAML",
+            hint="take a long one of letters, digits and - . _",
+        )
 
 
 def _ping(redis: Redis, address: str) -> None:

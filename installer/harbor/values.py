@@ -46,7 +46,6 @@ INTERNAL = ("core", "jobservice", "registry", "portal", "trivy")
 _MOUNTED = {**{component: component for component in INTERNAL}, "exporter": "core"}
 """Whose certificate the pods of each component have."""
 _MARK = "checksum/internal-tls"
-_LONGEST = 63
 
 
 def volume_name(release: str) -> str:
@@ -77,14 +76,13 @@ def internal_name(release: str, component: str) -> str:
     return f"{release}-internal-{component}-tls"
 
 
-def internal_hosts(release: str, values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def internal_hosts(release: str) -> dict[str, tuple[str, ...]]:
     """Names that each component's certificate is for, as the chart's own would be.
 
-    ``values`` are what the chart gets. Core asks itself as well, by the loopback.
+    Core asks itself as well, by the loopback.
     """
-    name = values.get("nameOverride") or "harbor"
-    full = values.get("fullnameOverride") or (release if name in release else f"{release}-{name}")
-    full = full[:_LONGEST].removesuffix("-")
+    # Overrides of this name are no values of the chart's, and so refused.
+    full = release if "harbor" in release else f"{release}-harbor"
     more = {"core": ("localhost", "127.0.0.1")}
     return {one: (f"{full}-{one}", *more.get(one, ())) for one in INTERNAL}
 

@@ -59,6 +59,15 @@ def test_a_password_is_right_wrong_or_missing(tmp_path: Path) -> None:
         assert "WRONGPASS" in refused(there, username="nobody")
 
 
+@pytest.mark.parametrize("word", ["two words", "12345678", "@home", "a: b", "a #b", "'a'", "yes"])
+def test_a_password_that_would_be_another_one_in_the_pods(tmp_path: Path, word: str) -> None:
+    there = Redis(tmp_path, "127.0.0.1", free_port())
+    there.password_file.write_text(f"{word}\n")
+    text = refused(there)
+    assert "would reach Harbor's pods as another one" in text
+    assert word not in text.replace(str(there.password_file), "")
+
+
 def test_a_user_of_its_acl_logs_in_by_name(tmp_path: Path) -> None:
     user = f'user harbor on ">{PASSWORD}" ~* &* +@all'
     with running(tmp_path / "r", user, *LINES) as there:

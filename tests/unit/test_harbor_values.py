@@ -18,6 +18,7 @@ from installer.site.harbor import Harbor, problems
 CHARTS = Path(os.environ.get("AIRGAP_SHARED") or Path(__file__).parents[3] / "shared") / "charts"
 URL = "https://harbor.plant.example"
 HAPROXY = {"haproxy": {"nodes": ["10.0.0.1"]}}
+MARKS = {component: f"mark of {component}" for component in harbor_values.INTERNAL}
 VAULT = {"address": "https://vault.plant.example:8200", "role": "harbor"}
 APP_ROLE = {"roleId": "r", "secretIdFile": "s"}
 
@@ -35,7 +36,11 @@ def complaints(**sections: Any) -> list[str]:
 
 def values(**sections: Any) -> dict[str, Any]:
     return harbor_values.harbor_values(
-        harbor(**sections), "harbor", database_password="db word", redis_password="redis word"
+        harbor(**sections),
+        "harbor",
+        database_password="db word",
+        redis_password="redis word",
+        internal_marks=MARKS,
     )
 
 
@@ -52,6 +57,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "expose": {"type": "ingress", "ingressClass": "nginx"},
         "certificate": {"provided": {"certificate": "c", "key": "k"}},
         "storage": {"storageClass": "fast", "sizes": {"registry": "500Gi", "jobservice": "2Gi"}},
+        "internalTLS": {},
     },
     "loadBalancer": {
         "expose": {"type": "loadBalancer", "address": "10.0.0.7"},
@@ -125,6 +131,38 @@ def test_tls_ends_at_haproxy_or_at_harbor() -> None:
     # Another one than ours: Helm must not own what cert-manager writes.
     managed = values(certificate={"certManager": {"selfSigned": {}}})["expose"]["tls"]["secret"]
     assert managed == {"secretName": "harbor-issued-tls"}
+
+
+def test_pods_carry_the_mark_of_the_certificate_that_they_have() -> None:
+    found = values(internalTLS={})
+    assert found["internalTLS"]["core"] == {"secretName": "harbor-internal-core-tls"}
+    assert (found["internalTLS"]["enabled"], found["internalTLS"]["certSource"]) == (True, "secret")
+    marked = {
+        component: part["podAnnotations"]["checksum/internal-tls"]
+        for component, part in found.items()
+        if isinstance(part, dict) and "podAnnotations" in part
+    }
+    assert marked == MARKS | {"exporter": MARKS["core"]}
+    unmade = harbor_values.harbor_values(harbor(internalTLS={}), "harbor")
+    assert set(unmade) == {"externalURL", "internalTLS"}
+    assert "internalTLS" not in values()
+
+
+@pytest.mark.parametrize(
+    "own", [{"enabled": False}, {"certSource": "auto"}, {"core": {"secretName": "x"}}]
+)
+def test_a_persons_own_internal_tls_excludes_the_section(own: dict[str, Any]) -> None:
+    assert list(overlapping(values(internalTLS={}), {"internalTLS": own}))
+    both = {"internalTLS": {"strong_ssl_ciphers": True}, "core": {"podAnnotations": {"a": "b"}}}
+    assert not list(overlapping(values(internalTLS={}), both))
+
+
+@pytest.mark.parametrize(
+    ("release", "service"),
+    [("harbor", "harbor-core"), ("my-harbor", "my-harbor-core"), ("hub", "hub-harbor-core")],
+)
+def test_a_certificate_is_for_the_name_of_the_service(release: str, service: str) -> None:
+    assert harbor_values.internal_hosts(release)["core"][0] == service
 
 
 def test_external_database_and_redis() -> None:

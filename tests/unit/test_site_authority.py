@@ -15,6 +15,7 @@ from installer.site.authority import (
     PEOPLE,
     authority_is_good,
     check_clock,
+    ends,
     ensure_certificates,
     general_names,
     leaf_is_good,
@@ -179,6 +180,22 @@ def test_renewing_the_leaf_keeps_the_authority(tmp_path: Path) -> None:
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {"tls.crt", "tls.key"}
+
+
+def test_an_authority_signs_several_leaves_by_name(tmp_path: Path) -> None:
+    for name, mutual in (("a", True), ("b", False)):
+        ensure_certificates(tmp_path, "s", [f"{name}.test"], NOW, name=name, mutual=mutual)
+    assert not (tmp_path / "tls.crt").exists()
+    assert leaf_is_good(tmp_path, ["a.test"], NOW, "a")
+    assert not leaf_is_good(tmp_path, ["a.test"], NOW, "b")
+    assert not leaf_is_good(tmp_path, ["a.test"], NOW, "missing")
+    store = Store([certificate(tmp_path / "ca.crt")])
+    clients = PolicyBuilder().store(store).time(NOW).build_client_verifier()
+    clients.verify(certificate(tmp_path / "a.crt"), [])
+    with pytest.raises(VerificationError):
+        clients.verify(certificate(tmp_path / "b.crt"), [])
+    assert ends(tmp_path, ["a", "b"]) == certificate(tmp_path / "ca.crt").not_valid_after_utc
+    assert ends(tmp_path, ["a", "missing"]) is None
 
 
 def test_a_renewed_authority_is_known_to_who_has_the_earlier_one(tmp_path: Path) -> None:

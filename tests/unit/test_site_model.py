@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from installer.errors import InvalidInput
-from installer.harbor.values import harbor_values, overlapping
+from installer.harbor.values import INTERNAL, harbor_values, overlapping
 from installer.helm.chart import ChartArchive
 from installer.helm.client import Helm
 from installer.helm.values import merge, unknown_keys
@@ -174,6 +174,7 @@ def test_the_production_example_is_a_site_that_trusts_nothing_unseen() -> None:
     assert harbor.redis is not None
     assert harbor.redis.tls
     assert harbor.redis.ca
+    assert harbor.internal_tls is not None
     assert not harbor.redis.sentinel_master  # the charts can't do it together with TLS
     assert list(overlapping(harbor_values(harbor, "harbor"), release.values)) == []
 
@@ -255,13 +256,6 @@ def values_of(text: str, tmp_path: Path) -> dict[str, Any]:
     )
     assert list(overlapping(merge(secrets.values(), filled), release.values)) == []
     return merge(release.values, secrets.values(), filled)
-
-
-def with_internal_tls() -> str:
-    block = uncommented(PRODUCTION, "internalTLS:")
-    assert "trivy: {secretName" in block
-    indented = "\n".join(f"      {line}" for line in block.splitlines())
-    return PRODUCTION.read_text() + indented + "\n"
 
 
 def behind_a_load_balancer() -> str:
@@ -358,16 +352,13 @@ def test_sentinel_together_with_tls_is_still_broken_in_the_chart(
     assert master(tls=True) is None
 
 
-def test_internal_tls_by_secrets_is_the_same_at_each_rendering_and_by_auto_it_is_not(
-    tmp_path: Path, helm: Helm
-) -> None:
+def test_internal_tls_by_auto_is_another_one_at_each_rendering(tmp_path: Path, helm: Helm) -> None:
+    """Why the section makes Secrets: when this fails, a chart keeps its certificates."""
     packed, _ = chart("1.19.1")
-    values = values_of(with_internal_tls(), tmp_path)
+    values = values_of(PRODUCTION.read_text(), tmp_path)
     rendered = helm.template(packed, "harbor", "harbor", values)
-    assert helm.template(packed, "harbor", "harbor", values) == rendered
-    mounted = set(re.findall(r"secretName: \W?(harbor-\w+-internal)\b", rendered))
-    components = ("core", "jobservice", "registry", "portal", "trivy")
-    assert mounted == {f"harbor-{name}-internal" for name in components}
+    mounted = set(re.findall(r"secretName: \W?(harbor-internal-\w+-tls)\b", rendered))
+    assert mounted == {f"harbor-internal-{name}-tls" for name in INTERNAL}
     values["internalTLS"]["certSource"] = "auto"
     rendered = helm.template(packed, "harbor", "harbor", values)
     assert helm.template(packed, "harbor", "harbor", values) != rendered
