@@ -24,6 +24,7 @@ from installer.site.authority import utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from installer.deploy.context import Context
     from installer.deploy.plan import Step
@@ -42,6 +43,7 @@ class HarborParts:
         harbor: Harbor,
         installed: HelmRelease,
         cluster: ClusterInfo,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         key = release.key
         self._context = context
@@ -55,14 +57,14 @@ class HarborParts:
             key,
             context.state,
             context.site.name,
-            utc_now,
+            clock,
             issued=self._issued,
             timeout=release.timeout,
         )
         troubles = self._issued.troubles if self.certificate.in_cluster else list
-        self._internal = InternalCertificates(context, release)
-        self._companion = Companion(
-            context, release, self.certificate.files, troubles, internal=self._internal.files
+        self.internal = InternalCertificates(context, release, clock)
+        self.companion = Companion(
+            context, release, self.certificate.files, troubles, internal=self.internal.files
         )
         self._database: PrepareDatabase | None = None
         self._haproxy: InstallHAProxy | None = None
@@ -99,11 +101,11 @@ class HarborParts:
 
         Each raises PreflightFailed or InvalidInput, and none waits for another.
         """
-        parts: dict[str, Callable[[], None]] = {"companion": self._companion.preflight}
+        parts: dict[str, Callable[[], None]] = {"companion": self.companion.preflight}
         if self.certificate.is_needed():
             parts["certificate"] = self.certificate.preflight
-        if self._internal.is_needed():
-            parts["internal TLS"] = self._internal.preflight
+        if self.internal.is_needed():
+            parts["internal TLS"] = self.internal.preflight
         if self.certificate.in_cluster:
             parts["cert-manager"] = self._check_cert_manager
         if self._database is not None:
@@ -121,15 +123,15 @@ class HarborParts:
 
     def rendered(self) -> str:
         """Objects that are applied before the release's (YAML), for review."""
-        return self._companion.rendered() if self._companion.is_needed() else ""
+        return self.companion.rendered() if self.companion.is_needed() else ""
 
     def before(self) -> list[Step]:
         """What has to be done before the release, when the certificate of another kind is there."""
         steps: list[Step] = [self._database] if self._database else []
-        if self._internal.is_needed():
-            steps.append(self._internal)
-        if self._companion.is_needed():
-            steps.append(self._companion)
+        if self.internal.is_needed():
+            steps.append(self.internal)
+        if self.companion.is_needed():
+            steps.append(self.companion)
         if self.certificate.in_cluster:
             nodes = TellNodes(
                 self._context.site,

@@ -21,13 +21,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from installer.bundle.manifest import parse_time
-from installer.deploy.certificates import HarborCertificate
 from installer.deploy.charts import find_chart, profile_values
-from installer.deploy.companion import Companion
 from installer.deploy.database import PrepareDatabase
+from installer.deploy.harbor import HarborParts
 from installer.deploy.images import accepted_ids
 from installer.deploy.installed import InstalledRelease
-from installer.deploy.internal_tls import InternalCertificates
 from installer.deploy.kubectl import has_ended, troubles
 from installer.deploy.postgresql import Refusal, session, where_is
 from installer.deploy.preflight import ClusterInfo
@@ -45,7 +43,9 @@ from installer.structs import decode_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from installer.deploy.certificates import HarborCertificate
     from installer.deploy.context import Context
+    from installer.deploy.internal_tls import InternalCertificates
     from installer.site.harbor import Harbor
     from installer.site.model import Push, Release, Serve
 
@@ -120,7 +120,7 @@ def look(context: Context, now: datetime, *, deadline: float = DEADLINE) -> Stat
         harbor, group = release.harbor, f"harbor {release.key}"
         if harbor is None:
             continue
-        where = HarborCertificate(harbor, release.key, context.state, site.name, lambda: now)
+        where = _parts(context, release, harbor, ClusterInfo("", ()), now).certificate
         parts.append(Part(group, "health", partial(_health, group, harbor, where)))
         if harbor.external_url.startswith("https:"):
             ask = partial(_certificate, group, harbor, where, now)
@@ -132,6 +132,13 @@ def look(context: Context, now: datetime, *, deadline: float = DEADLINE) -> Stat
         Part("journal", "last run", partial(_journal, context)),
     ]
     return Status(tuple(ask_all(parts, deadline)))
+
+
+def _parts(
+    context: Context, release: Release, harbor: Harbor, cluster: ClusterInfo, now: datetime
+) -> HarborParts:
+    installed = HelmRelease(context, cluster, release)
+    return HarborParts(context, release, harbor, installed, cluster, lambda: now)
 
 
 def ask_all(parts: Iterable[Part], seconds: float) -> Iterator[Line]:
@@ -443,11 +450,8 @@ class _Releases:
 
     def _companion(self, group: str, release: Release, harbor: Harbor) -> Iterator[Line]:
         context = self._context
-        tls = HarborCertificate(
-            harbor, release.key, context.state, context.site.name, lambda: self._now
-        )
-        internal = InternalCertificates(context, release, lambda: self._now)
-        companion = Companion(context, release, tls.files, internal=internal.files)
+        parts = _parts(context, release, harbor, self._cluster, self._now)
+        internal, companion = parts.internal, parts.companion
         if internal.is_needed():
             yield self._internal(group, internal)
         if companion.is_needed():

@@ -29,9 +29,7 @@ import msgspec
 import yaml
 
 from installer.deploy import systemd
-from installer.deploy.certificates import HarborCertificate
-from installer.deploy.companion import Companion
-from installer.deploy.internal_tls import InternalCertificates
+from installer.deploy.harbor import HarborParts
 from installer.deploy.preflight import ClusterInfo
 from installer.deploy.release import HelmRelease
 from installer.documents import read_bounded, read_document
@@ -40,7 +38,6 @@ from installer.errors import AirgapError, DeploymentFailed, InvalidInput, Transf
 from installer.helm.images import read_objects
 from installer.redaction import SECRET_KEY, Redaction, blanked, redact, secret_texts
 from installer.site import credentials
-from installer.site.authority import utc_now
 from installer.site.private import write_file
 
 if TYPE_CHECKING:
@@ -364,10 +361,9 @@ class _Gathering:
         context, harbor = self._context, release.harbor
         if harbor is None:
             return None
-        tls = HarborCertificate(harbor, release.key, context.state, context.site.name, utc_now)
-        internal = InternalCertificates(context, release)
-        companion = Companion(context, release, tls.files, internal=internal.files)
-        return self._shown(companion.rendered()) if companion.is_needed() else None
+        installed = HelmRelease(context, self._info, release)
+        text = HarborParts(context, release, harbor, installed, self._info).rendered()
+        return self._shown(text) if text else None
 
     def _shown(self, objects: str) -> str:
         return "".join(
