@@ -25,7 +25,12 @@ POD_NET = "10.244.0.0/24"
 SERVICE_NET = "10.96.0.0/16"
 API_SERVICE = "10.96.0.1"
 DOMAIN = "cluster.local"
-SITE_NAMES = ("registry.site.test", "harbor.site.test")
+SITE_NAMES = (
+    "registry.site.test",
+    "harbor.site.test",
+    "postgresql.site.test",
+    "redis.site.test",
+)
 """Names that the cluster's DNS answers with the node's address."""
 
 _LINKS = f"""

@@ -20,6 +20,7 @@ _PACKAGES = {
     "nsenter": "util-linux",
     "sysctl": "procps",
     "busybox": "busybox-static",
+    "redis-server": "redis-server",
 }
 _CNI = ("bridge", "host-local", "loopback", "portmap")
 

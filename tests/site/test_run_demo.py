@@ -101,7 +101,7 @@ def database(cluster: Cluster) -> Iterator[Server]:
     try:
         program = postgresql("postgres")
         with initialised() as folder:
-            make_certificates(folder / "tls", [NODE_IP])
+            make_certificates(folder / "tls", [NODE_IP, "postgresql.site.test"])
             (folder / "data/pg_hba.conf").write_text(
                 f"local all all trust\nhostssl all all {NODE_IP}/32 scram-sha-256\n"
                 # Harbor's pods, and the one that dumps before an upgrade.

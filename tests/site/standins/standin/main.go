@@ -8,11 +8,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"net/http"
@@ -215,8 +218,29 @@ func core() http.Handler {
 	return mux
 }
 
-// readOnly is the one setting that it has; the real core keeps it in its database.
+// readOnly is the one setting that it has. The real core keeps it in its database; this one in the
+// site's Redis, if there is one that answers, so that all replicas have it.
 var readOnly atomic.Bool
+
+func isReadOnly() bool {
+	if overTLS() {
+		text, err := askRedis("GET", "standin:read_only")
+		if err != nil {
+			log.Print(err)
+		}
+		return text == "true"
+	}
+	return readOnly.Load()
+}
+
+func setReadOnly(value bool) error {
+	readOnly.Store(value)
+	if overTLS() {
+		_, err := askRedis("SET", "standin:read_only", fmt.Sprint(value))
+		return err
+	}
+	return nil
+}
 
 func admin(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -232,7 +256,7 @@ func admin(next http.HandlerFunc) http.HandlerFunc {
 func configurations(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Set-Cookie", "sid=of-a-browser; Path=/; HttpOnly")
 	answer(w, http.StatusOK, map[string]any{
-		"read_only": map[string]any{"editable": true, "value": readOnly.Load()},
+		"read_only": map[string]any{"editable": true, "value": isReadOnly()},
 	})
 }
 
@@ -249,7 +273,10 @@ func configure(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if wanted.ReadOnly != nil { // what it doesn't know it ignores, as the real one does
-		readOnly.Store(*wanted.ReadOnly)
+		if err := setReadOnly(*wanted.ReadOnly); err != nil {
+			refuse(w, http.StatusInternalServerError, "UNKNOWN", err.Error())
+			return
+		}
 		log.Print("read_only is ", *wanted.ReadOnly)
 	}
 }
@@ -273,7 +300,13 @@ func health(w http.ResponseWriter, r *http.Request) {
 		}},
 		{"jobservice", func() error { return get(ctx, "JOBSERVICE_URL", "/api/v1/stats") }},
 		{"portal", func() error { return get(ctx, "PORTAL_URL", "/") }},
-		{"redis", func() error { return dialURL(os.Getenv("_REDIS_URL_CORE")) }},
+		{"redis", func() error {
+			if overTLS() {
+				_, err := askRedis("PING")
+				return err
+			}
+			return dialURL(os.Getenv("_REDIS_URL_CORE"))
+		}},
 		{"registry", func() error { return get(ctx, "REGISTRY_URL", "/") }},
 		{"registryctl", func() error { return get(ctx, "REGISTRY_CONTROLLER_URL", "/api/health") }},
 		{"trivy", func() error { return get(ctx, "TRIVY_ADAPTER_URL", "/probe/healthy") }},
@@ -306,7 +339,7 @@ func systeminfo(w http.ResponseWriter, r *http.Request) {
 		info["has_ca_root"] = false
 		info["notification_enable"] = true
 		info["project_creation_restriction"] = "everyone"
-		info["read_only"] = readOnly.Load()
+		info["read_only"] = isReadOnly()
 		info["registry_storage_provider_name"] = os.Getenv("REGISTRY_STORAGE_PROVIDER_NAME")
 		_, info["registry_url"], _ = strings.Cut(os.Getenv("EXT_ENDPOINT"), "://")
 	}
@@ -346,7 +379,7 @@ func get(ctx context.Context, variable, path string) error {
 	return nil
 }
 
-// dialURL reaches the first host of a Redis URL (redis://, rediss:// or redis+sentinel://a:1,b:2/m).
+// dialURL reaches the first host of a Redis URL (redis:// or redis+sentinel://a:1,b:2/m).
 func dialURL(text string) error {
 	_, rest, _ := strings.Cut(text, "://")
 	rest, _, _ = strings.Cut(rest, "/")
@@ -355,6 +388,62 @@ func dialURL(text string) error {
 	}
 	first, _, _ := strings.Cut(rest, ",")
 	return dial(first)
+}
+
+// overTLS says whether the chart gave core a Redis that is asked for real.
+func overTLS() bool { return strings.HasPrefix(os.Getenv("_REDIS_URL_CORE"), "rediss://") }
+
+// askRedis sends one command to the Redis of the chart's URL, with the login that is in it. The
+// server is verified with the authorities that the chart mounts (caBundleSecretName), which the
+// real image adds to the system's.
+func askRedis(command ...string) (string, error) {
+	at, err := url.Parse(os.Getenv("_REDIS_URL_CORE"))
+	if err != nil {
+		return "", err
+	}
+	pool := x509.NewCertPool()
+	if ca, err := os.ReadFile("/harbor_cust_cert/custom-ca.crt"); err == nil {
+		pool.AppendCertsFromPEM(ca)
+	}
+	connection, err := tls.DialWithDialer(&net.Dialer{Timeout: 3 * time.Second}, "tcp", at.Host,
+		&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12})
+	if err != nil {
+		return "", err
+	}
+	defer connection.Close()
+	if err := connection.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return "", err
+	}
+	reader := bufio.NewReader(connection)
+	if password, given := at.User.Password(); given {
+		login := []string{"AUTH", password}
+		if name := at.User.Username(); name != "" {
+			login = []string{"AUTH", name, password}
+		}
+		if _, err := exchange(connection, reader, login); err != nil {
+			return "", err
+		}
+	}
+	return exchange(connection, reader, command)
+}
+
+// exchange knows simple and bulk strings; nothing else is asked for.
+func exchange(to io.Writer, from *bufio.Reader, words []string) (string, error) {
+	text := fmt.Sprintf("*%d\r\n", len(words))
+	for _, word := range words {
+		text += fmt.Sprintf("$%d\r\n%s\r\n", len(word), word)
+	}
+	if _, err := io.WriteString(to, text); err != nil {
+		return "", err
+	}
+	line, err := from.ReadString('\n')
+	if err == nil && strings.HasPrefix(line, "-") {
+		err = errors.New(strings.TrimSpace(line))
+	}
+	if err == nil && strings.HasPrefix(line, "$") && !strings.HasPrefix(line, "$-1") {
+		line, err = from.ReadString('\n')
+	}
+	return strings.TrimSpace(line), err
 }
 
 func dial(address string) error {
