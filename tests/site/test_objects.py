@@ -255,6 +255,7 @@ def files(folder: Path) -> None:
     for name in ("site-ca.pem", "postgresql-ca.pem"):
         (folder / name).write_bytes(tls.ca.read_bytes())
     (folder / "harbor-chain.pem").write_bytes(tls.certificate.read_bytes())
+    (folder / "issuer").mkdir(mode=0o700)
     ensure_certificates(folder / "issuer", "plant", ["harbor.plant.example"], utc_now())
     secret = dict.fromkeys(
         ("postgres.password", "harbor-db.password", "harbor-redis.password", "vault.secret-id"),
