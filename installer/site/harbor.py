@@ -8,6 +8,7 @@ nobody has to know which key today's chart reads and which one it ignores.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -329,6 +330,9 @@ def problems(harbor: Harbor) -> Iterator[Problem]:
         yield from _exactly_one(("storage",), storage, others=("sizes", "access_mode"))
         if storage.access_mode and not storage.storage_class:
             yield ("storage", "accessMode"), "only a storageClass makes volumes to access", ""
+    if expose.type == "ingress" and _is_address(urlsplit(harbor.external_url).hostname):
+        hint = "the API server refuses it: write a name, or choose another expose.type"
+        yield ("externalURL",), "an Ingress is for a name, not for an address", hint
     for name, port in (("httpPort", expose.http_port), ("httpsPort", expose.https_port)):
         if port not in PORTS:
             yield ("expose", name), "not a port", ""
@@ -338,6 +342,14 @@ def problems(harbor: Harbor) -> Iterator[Problem]:
         yield from _redis_problems(harbor.redis)
     if balancer is not None:
         yield from _haproxy_problems(harbor, balancer.haproxy)
+
+
+def _is_address(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _exactly_one(

@@ -113,7 +113,13 @@ CASES = {
         {"nginx": {"replicas": 2} | BUDGET},
     ),
     "a node port": Case("minimal", {"expose": {"httpPort": 30062, "httpsPort": 30063}}),
-    "an ingress": Case("minimal", {"expose": {"type": "ingress", "ingressClass": "nginx"}}),
+    "an ingress": Case(
+        "minimal",
+        {
+            "externalURL": "http://harbor.plant.example",
+            "expose": {"type": "ingress", "ingressClass": "nginx"},
+        },
+    ),
     # What stands behind
     "everything inside": Case(
         "demo", {"database": None, "redis": None, "storage": {"storageClass": "fast"}}

@@ -90,6 +90,7 @@ class Stored(Story):
         document = yaml.safe_load(path.read_text())
         (harbor,) = document["releases"]
         order = release.pop("order", ("driver", "harbor"))
+        of_driver = release.pop("driver", {})
         storage = {"storageClass": CLASS, "accessMode": "ReadWriteMany"}
         harbor["harbor"] |= {
             "expose": {"httpPort": self.port, "httpsPort": self.port + 1},
@@ -100,6 +101,7 @@ class Stored(Story):
             "chart": "csi-driver-nfs",
             "profile": "csi-driver-nfs",
             "values": {
+                **of_driver,
                 "kubeletDir": str(self.kubelet),
                 "storageClass": {
                     "create": True,
@@ -243,6 +245,15 @@ def test_a_second_run_changes_nothing_and_the_site_is_well(story: Stored) -> Non
     assert story.json("platform")["changed"] == []
     lines = story.do("status")
     assert [one for one in lines if one["state"] == "failed"] == []
+
+
+def test_the_driver_is_upgraded_alone_and_harbors_pods_stay(story: Stored) -> None:
+    before = {pod["metadata"]["uid"] for pod in story.settled_pods()}
+    changed = story.json("platform", driver={"controller": {"logLevel": 4}})["changed"]
+    assert set(changed) - {"images:csi-driver-nfs"} == {f"release:{DRIVER}"}
+    assert {pod["metadata"]["uid"] for pod in story.settled_pods()} == before
+    # Back again, as the other tests have it.
+    assert f"release:{DRIVER}" in story.json("platform")["changed"]
 
 
 def test_what_a_claim_can_not_become_is_refused_before(story: Stored) -> None:

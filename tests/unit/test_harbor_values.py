@@ -219,6 +219,10 @@ def test_external_database_and_redis() -> None:
         ),
         ({"redis": {"addresses": ["a:1"], "ca": "c"}}, "redis.ca: nothing is verified"),
         ({"expose": {"httpPort": 70000}}, "expose.httpPort: not a port"),
+        (
+            {"externalURL": "https://10.0.0.1", "expose": {"type": "ingress"}},
+            "externalURL: an Ingress is for a name, not for an address",
+        ),
         ({"loadBalancer": HAPROXY}, "loadBalancer.haproxy: harbor.certificate is missing"),
         (
             {"loadBalancer": {"haproxy": {"nodes": []}}, "certificate": {"selfSigned": {}}},
