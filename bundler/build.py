@@ -17,14 +17,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bundler.fetch import Filled, Job, Journal, fill
+from bundler.fetch import Filled, Job, Journal, fill, read_marks
 from bundler.image_layout import OCI_LAYOUT, docker_manifest, index_json, readme
 from bundler.lock import bundle_manifest
+from bundler.reuse import LocalBlobs
 from installer.bundle.digest import Digest
 from installer.bundle.layout import BLOCK, Layout, layout
 from installer.bundle.manifest import SIGNATURE_AREA, Manifest, Member, encode
 from installer.bundle.signature import encode_area, member_names
 from installer.errors import InvalidInput, TransferFailed
+from installer.oci.graph import MAX_MANIFEST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +51,7 @@ class Plan:
     places: Layout
     front: dict[str, bytes]
     documents: dict[Digest, bytes]
+    local: LocalBlobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,13 @@ class Built:
     filled: Filled
 
 
-def plan(lock: Lock, upstream: Upstream) -> Plan:
-    """Steps (2) and (3); raises TransferFailed or Corrupt when a manifest can't be had."""
-    documents = _read_manifests(lock, upstream)
+def plan(lock: Lock, upstream: Upstream, local: LocalBlobs | None = None) -> Plan:
+    """Steps (2) and (3); raises TransferFailed or Corrupt when a manifest can't be had.
+
+    ``local`` are blobs that this machine has.
+    """
+    local = local or LocalBlobs()
+    documents = _read_manifests(lock, upstream, local)
     contents = {
         "README.txt": readme(lock),
         "oci-layout": OCI_LAYOUT,
@@ -74,7 +81,53 @@ def plan(lock: Lock, upstream: Upstream) -> Plan:
     front = tuple(Member(p, len(data), Digest.of(data).hex) for p, data in contents.items())
     manifest = bundle_manifest(lock, front, SIGNATURE_AREA)
     payload = encode(manifest)
-    return Plan(manifest, payload, layout(manifest, len(payload)), contents, documents)
+    places = layout(manifest, len(payload))
+    return Plan(manifest, payload, places, contents, documents, local)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes of a build before it begins: of the bundle, and how they will come about.
+
+    ``room`` is what the disk has for it, what an unfinished run has taken included.
+    """
+
+    bundle: int
+    download: int
+    copied: int
+    resumed: int
+    room: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk has room for it."""
+        return self.bundle <= self.room
+
+
+def budget(prepared: Plan, out: Path) -> Budget:
+    """Say what a build to ``out`` would take; nothing is written, content is not read.
+
+    Raises InvalidInput as ``check_out`` does.
+    """
+    check_out(out)
+    partial = _partial(out)
+    marks = read_marks(_journal(partial), str(Digest.of(prepared.payload))) or {}
+    download = copied = resumed = 0
+    for entry in prepared.places.entries:
+        member = entry.member
+        if member.path in prepared.front or member.digest in prepared.documents:
+            continue  # was made, or had to be read for the plan
+        mark = min(marks.get(member.sha256, 0), member.size)
+        resumed += mark
+        if not mark and prepared.local.find(member.digest, member.size):
+            copied += member.size
+        else:
+            download += member.size - mark
+    disk, taken = os.statvfs(out.parent), 0
+    with suppress(FileNotFoundError):
+        taken = partial.stat().st_blocks * 512
+    room = disk.f_bavail * disk.f_frsize + taken
+    return Budget(prepared.places.size, download, copied, resumed, room)
 
 
 def build(
@@ -94,7 +147,7 @@ def build(
     """
     check_out(out)
     prepared = prepared or plan(lock, upstream)
-    partial = out.with_name(out.name + ".partial")
+    partial = _partial(out)
     try:
         return _write(lock, prepared, upstream, key, out, partial, progress)
     except OSError as error:
@@ -102,6 +155,14 @@ def build(
             f"{error.filename or partial}: {error.strerror}",
             hint="make room or choose another disk; the same command goes on where it stopped",
         ) from error
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _journal(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".journal")
 
 
 def check_out(out: Path) -> None:
@@ -145,7 +206,7 @@ def _write(
     progress: Callable[[int], None],
 ) -> Built:
     places, digest = prepared.places, Digest.of(prepared.payload)
-    notes = partial.with_name(partial.name + ".journal")
+    notes = _journal(partial)
     descriptor = _open_partial(partial)
     try:
         journal = Journal(notes, str(digest))
@@ -167,10 +228,20 @@ def _write(
     return Built(out, places.size, digest, prepared.manifest, filled)
 
 
-def _read_manifests(lock: Lock, upstream: Upstream) -> dict[Digest, bytes]:
+def _read_manifests(lock: Lock, upstream: Upstream, local: LocalBlobs) -> dict[Digest, bytes]:
     blobs = [blob for blob in lock.blobs if blob.descriptor.is_manifest]
+
+    def read(blob: Blob) -> bytes:
+        digest = blob.descriptor.digest
+        if blob.size <= MAX_MANIFEST_BYTES and (place := local.find(digest, blob.size)):
+            with suppress(OSError):
+                data = b"".join(place.read())
+                if Digest.of(data) == digest:
+                    return data
+        return upstream.document(blob)
+
     with ThreadPoolExecutor(THREADS) as pool:
-        contents = pool.map(upstream.document, blobs)
+        contents = pool.map(read, blobs)
         return {blob.descriptor.digest: data for blob, data in zip(blobs, contents, strict=True)}
 
 
@@ -212,7 +283,9 @@ def _jobs(lock: Lock, prepared: Plan, upstream: Upstream) -> list[Job]:
             jobs.append(Job(entry, _from_memory(known), path))
         else:
             assert blob is not None  # noqa: S101 (a member is either in front or a blob)
-            jobs.append(Job(entry, _from_upstream(upstream, blob), _describe(blob)))
+            place = prepared.local.find(entry.member.digest, entry.member.size)
+            read = place.read if place else None
+            jobs.append(Job(entry, _from_upstream(upstream, blob), _describe(blob), read))
     return jobs
 
 

@@ -38,7 +38,7 @@ class BlobCache:
     """A content-addressed folder; several processes and threads may use it at once."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def get(self, digest: Digest) -> Cached | None:
         """Find a blob and hash it; one that is damaged is removed and counts as missing."""
@@ -65,7 +65,7 @@ class BlobCache:
         hasher, size = hashlib.sha256(), 0
         try:
             with self._disk():
-                folder = self._folder / "blobs" / "sha256"
+                folder = self.folder / "blobs" / "sha256"
                 folder.mkdir(parents=True, exist_ok=True)
                 handle, name = tempfile.mkstemp(dir=folder, prefix=".writing-")
                 temporary = Path(name)
@@ -88,7 +88,7 @@ class BlobCache:
         return Cached(digest, size, self._path(digest))
 
     def _path(self, digest: Digest) -> Path:
-        return self._folder / digest.blob_path
+        return self.folder / digest.blob_path
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -97,7 +97,7 @@ class BlobCache:
             yield
         except OSError as error:
             raise TransferFailed(
-                f"cache {self._folder}: {error.strerror}",
+                f"cache {self.folder}: {error.strerror}",
                 hint="free some space, or choose another folder with AIRGAP_CACHE_DIR",
             ) from error
 

@@ -35,12 +35,14 @@ _SYNC_EVERY = 64 * CHUNK
 class Job:
     """A member to fill: its place, where it comes from, and what to call it in an error.
 
-    ``open`` gives the bytes from an offset on, unchecked: the digest is checked here.
+    ``open`` gives the bytes from an offset on, unchecked: the digest is checked here. ``local``
+    gives all of them from this machine, if it seems to have them.
     """
 
     entry: Entry
     open: Callable[[int], Iterator[bytes]]
     what: str
+    local: Callable[[], Iterator[bytes]] | None = None
 
 
 class Journal:
@@ -52,10 +54,9 @@ class Journal:
 
     def __init__(self, path: Path, identity: str) -> None:
         self._lock = threading.Lock()
-        self.marks: dict[str, int] = {}
-        self.resumed = False
-        with suppress(OSError):
-            self._read(path.read_text(encoding="utf-8", errors="replace"), identity)
+        found = read_marks(path, identity)
+        self.marks: dict[str, int] = found or {}
+        self.resumed = found is not None
         start = os.O_APPEND if self.resumed else os.O_TRUNC
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | start
         self._stream = os.fdopen(os.open(path, flags, 0o644), "w", encoding="utf-8", buffering=1)
@@ -63,16 +64,6 @@ class Journal:
             self._stream.write(json.dumps({"layout": identity}) + "\n")
         else:
             self._stream.write("\n")  # ends a torn line
-
-    def _read(self, text: str, identity: str) -> None:
-        lines = text.split("\n")
-        if lines[0] != json.dumps({"layout": identity}):
-            return
-        self.resumed = True
-        for line in lines[1:]:
-            digest, _, mark = line.partition(" ")
-            if mark.isdigit():
-                self.marks[digest] = int(mark)
 
     def note(self, digest: str, mark: int) -> None:
         """Remember that the first ``mark`` bytes of a member are in the file."""
@@ -82,6 +73,18 @@ class Journal:
     def close(self) -> None:
         """Close the file; it stays until the bundle is finished."""
         self._stream.close()
+
+
+def read_marks(path: Path, identity: str) -> dict[str, int] | None:
+    """What a journal of this layout says, bytes by digest; None if there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return None
+    if lines[0] != json.dumps({"layout": identity}):
+        return None
+    marks = (line.partition(" ") for line in lines[1:])
+    return {digest: int(mark) for digest, _, mark in marks if mark.isdigit()}
 
 
 class _Filler:
@@ -97,6 +100,7 @@ class _Filler:
         self.stop = threading.Event()
         self.reused = 0
         self.fetched = 0
+        self.copied = 0
         self._count_lock = threading.Lock()
 
     def fill(self, job: Job) -> None:
@@ -107,6 +111,9 @@ class _Filler:
         if mark and not self._rehash(job.entry, mark, hasher):
             mark, hasher = 0, hashlib.sha256()
         self._count(reused=mark)
+        if not mark and job.local is not None and self._copy(job.entry, job.local):
+            self._journal.note(member.sha256, member.size)
+            return
         resumed = mark > 0
         if mark < member.size or not member.size:
             mark = self._fetch(job, mark, hasher)
@@ -124,6 +131,22 @@ class _Filler:
         self._journal.marks.pop(member.sha256, None)
         self._journal.note(member.sha256, 0)
         self.fill(job)
+
+    def _copy(self, entry: Entry, local: Callable[[], Iterator[bytes]]) -> bool:
+        """Take all of it from this machine; False if that is something else, or can't be read."""
+        hasher, done = hashlib.sha256(), 0
+        with suppress(OSError):
+            for piece in local():
+                self._check_stop()
+                hasher.update(piece)
+                _write_all(self._descriptor, piece, entry.offset + done)
+                done += len(piece)
+                self._progress(len(piece))
+        if hasher.hexdigest() == entry.member.sha256:
+            self._count(copied=done)
+            return True
+        self._progress(-done)
+        return False
 
     def _rehash(self, entry: Entry, mark: int, hasher: hashlib._Hash) -> bool:
         view = memoryview(bytearray(CHUNK))
@@ -174,18 +197,23 @@ class _Filler:
         if self.stop.is_set():
             raise Interrupted("stopped")
 
-    def _count(self, *, reused: int = 0, fetched: int = 0) -> None:
+    def _count(self, *, reused: int = 0, fetched: int = 0, copied: int = 0) -> None:
         with self._count_lock:
             self.reused += reused
             self.fetched += fetched
+            self.copied += copied
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """What filling took: bytes fetched, and bytes that were on disk from an earlier run."""
+    """What filling took, in bytes: fetched, left by an unfinished run, taken from this machine.
+
+    What the builder itself has made, some kilobytes, counts as fetched.
+    """
 
     fetched: int
     reused: int
+    copied: int = 0
 
 
 def fill(
@@ -222,7 +250,7 @@ def fill(
         finally:
             done.set()
             syncer.join()
-    return Filled(filler.fetched, filler.reused)
+    return Filled(filler.fetched, filler.reused, filler.copied)
 
 
 def _write_back(descriptor: int, filler: _Filler, done: threading.Event) -> None:
@@ -232,8 +260,8 @@ def _write_back(descriptor: int, filler: _Filler, done: threading.Event) -> None
     """
     synced = 0
     while not done.wait(0.05):
-        if filler.fetched - synced >= _SYNC_EVERY:
-            synced = filler.fetched
+        if filler.fetched + filler.copied - synced >= _SYNC_EVERY:
+            synced = filler.fetched + filler.copied
             with suppress(OSError):
                 os.fdatasync(descriptor)
 

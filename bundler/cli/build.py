@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from bundler.build import build, check_out, plan
+from bundler.build import Budget, budget, build, check_out, plan
 from bundler.cli.keygen import PASSPHRASE_VARIABLE
 from bundler.cli.lock import lock_spec
 from bundler.cli.upstream import open_upstream, registry_config_option
 from bundler.keys import load
 from bundler.lock import read_lock
 from bundler.resolve import check_lock_fits
+from bundler.reuse import LocalBlobs
 from bundler.spec import Spec
 from installer.cli.console import (
     output_option,
     passphrase,
     print_json,
+    print_table,
     progress,
     say,
     size_text,
 )
+from installer.errors import TransferFailed
 
 
 @click.command("build")
@@ -34,6 +38,13 @@ from installer.cli.console import (
 @click.option("--passphrase-file", help=f"Else {PASSPHRASE_VARIABLE}, else asked.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle to write.")
 @click.option("--lock", "lock_file", type=click.Path(path_type=Path), help="Default: beside SPEC.")
+@click.option(
+    "--reuse",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="A bundle, OCI archive or OCI layout to take blobs from; any number of them.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what it would take; write no bundle.")
 @registry_config_option
 @output_option
 def command(
@@ -42,19 +53,23 @@ def command(
     passphrase_file: str | None,
     out: Path,
     lock_file: Path | None,
+    reuse: tuple[Path, ...],
     registry_config: Path | None,
     output: str,
+    *,
+    dry_run: bool,
 ) -> None:
     """Fetch what SPEC's lock names and write it to OUT as one signed file.
 
     Locks first when there is no lock yet. What an interrupted build has fetched is used by the
-    next one.
+    next one, and what --reuse has is not fetched at all; both only after it was hashed.
     """
     start = time.monotonic()
     check_out(out)
     spec = Spec.load(spec_file)
-    secret = passphrase(passphrase_file, PASSPHRASE_VARIABLE, confirm=False)
-    key = load(key_file, secret)
+    key = None
+    if not dry_run:
+        key = load(key_file, passphrase(passphrase_file, PASSPHRASE_VARIABLE, confirm=False))
     lock_file = lock_file or spec_file.with_name("bundle.lock")
     with open_upstream(spec_file.parent, registry_config) as upstream:
         if lock_file.exists():
@@ -63,12 +78,15 @@ def command(
         else:
             say(f"no {lock_file} yet: locking first")
             lock = lock_spec(spec, lock_file, upstream, now=datetime.now(UTC))
-        prepared = plan(lock, upstream)
+        prepared = plan(lock, upstream, LocalBlobs(reuse, upstream.cache.folder))
         total = sum(member.size for member in prepared.manifest.members)
         say(
             f"{lock.name} serial {lock.serial}: {len(lock.images)} images, "
             f"{len(lock.blobs)} blobs, {size_text(prepared.places.size)}"
         )
+        if key is None:
+            _show(budget(prepared, out), output)
+            return
         with progress("fetching", total) as advance:
             built = build(lock, upstream, key, out, prepared=prepared, progress=advance)
     seconds = time.monotonic() - start
@@ -82,16 +100,36 @@ def command(
                 "signer": key.public.key_id,
                 "fetched": built.filled.fetched,
                 "reused": built.filled.reused,
+                "copied": built.filled.copied,
                 "seconds": round(seconds, 3),
             }
         )
         return
-    reused = (
-        f", {size_text(built.filled.reused)} from an earlier run" if built.filled.reused else ""
-    )
+    filled = built.filled
+    reused = f", {size_text(filled.reused)} from an earlier run" if filled.reused else ""
+    reused += f", {size_text(filled.copied)} were here already" if filled.copied else ""
     say(
         f"{built.path}: {size_text(built.size)} in {seconds:.1f} s"
-        f" ({size_text(int(built.filled.fetched / max(seconds, 0.001)))}/s{reused})\n"
+        f" ({size_text(int(filled.fetched / max(seconds, 0.001)))}/s{reused})\n"
         f"  bundle.json {built.digest}, signed by key {key.public.key_id[:16]}\n"
         f"next: installer verify {built.path} --key {key_file.with_suffix('.pub')}"
     )
+
+
+def _show(found: Budget, output: str) -> None:
+    if output == "json":
+        print_json(dataclasses.asdict(found) | {"fits": found.fits})
+    else:
+        rows = [
+            ("to download", size_text(found.download)),
+            ("here already", size_text(found.copied)),
+            ("from an earlier run", size_text(found.resumed)),
+            ("the bundle", size_text(found.bundle)),
+            ("room on the disk", size_text(found.room)),
+        ]
+        print_table("what a build takes", ("what", "size"), rows)
+    if not found.fits:
+        raise TransferFailed(
+            f"{found.bundle - found.room:,} bytes more are needed than the disk has",
+            hint="make room or choose another disk with --out",
+        )

@@ -257,6 +257,90 @@ def test_an_upstream_that_is_down(builder: Builder) -> None:
     builder.assert_no_bundle()
 
 
+def next_release(builder: Builder) -> tuple[str, int]:
+    """One image more than in ``out.tar``, which is built; its name and the bytes of its content."""
+    builder.spec["images"] = [CORE]
+    builder.write()
+    assert builder.build().returncode == 0
+    builder.spec["images"] = [CORE, EXTRA]
+    builder.write()
+    assert builder.lock().returncode == 0
+    shutil.rmtree(builder.folder / "cache")
+    there = {content.digest for content in builder.upstream.images[CORE].everything}
+    new = [c for c in builder.upstream.images[EXTRA].everything if c.digest not in there]
+    return EXTRA, sum(len(content.data) for content in new)
+
+
+def test_what_an_earlier_bundle_has_is_not_fetched_again(builder: Builder) -> None:
+    _, new = next_release(builder)
+    before = builder.served()
+    done = builder.build("--reuse", "out.tar", "--output", "json", out="next.tar")
+    assert done.returncode == 0, done.stderr
+    assert builder.served() - before == new
+    found = json.loads(done.stdout)
+    assert found["copied"] > 0
+    assert builder.verify("next.tar").returncode == 0
+    assert builder.build(out="fresh.tar").returncode == 0
+    a, b = ((builder.folder / n).read_bytes() for n in ("next.tar", "fresh.tar"))
+    assert a[64 * 1024 :] == b[64 * 1024 :]
+
+
+def test_everything_that_is_here_needs_no_network(builder: Builder) -> None:
+    assert builder.build().returncode == 0
+    shutil.rmtree(builder.folder / "cache")
+    layout = builder.folder / "layout"
+    layout.mkdir()
+    subprocess.run(["tar", "-xf", builder.out, "-C", layout], check=True)
+    before = builder.served()
+    for reuse in ("layout", "out.tar"):
+        assert builder.build("--reuse", reuse, out="again.tar").returncode == 0
+        assert builder.verify("again.tar").returncode == 0
+    assert builder.served() == before
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut"])
+def test_a_damaged_bundle_is_no_source(builder: Builder, harm: str) -> None:
+    next_release(builder)
+    layer = max(builder.upstream.images[CORE].blobs, key=lambda blob: len(blob.data))
+    data = builder.out.read_bytes()
+    at = data.index(layer.data) + len(layer.data) // 2
+    builder.out.write_bytes(
+        data[:at] if harm == "cut" else data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    )
+    done = builder.build("--reuse", "out.tar", out="next.tar")
+    assert done.returncode == 0, done.stderr
+    assert builder.verify("next.tar").returncode == 0
+
+
+def test_a_source_that_is_none_is_named(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    (builder.folder / "empty").mkdir()
+    for name, words in (("pass", "no blobs"), ("empty", "no blobs"), ("none", "does not exist")):
+        done = builder.build("--reuse", name)
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr
+
+
+def test_a_dry_run_says_what_a_build_takes(builder: Builder) -> None:
+    _, new = next_release(builder)
+    (builder.folder / "pass").write_text("not asked for\n")
+    done = builder.build("--dry-run", "--reuse=out.tar", "--output=json", out="next.tar")
+    assert done.returncode == 0, done.stderr
+    assert not list(builder.folder.glob("next.tar*"))
+    found = json.loads(done.stdout)
+    (builder.folder / "pass").write_text("words\n")
+    before = builder.served()
+    built = builder.build("--reuse", "out.tar", "--output=json", out="next.tar")
+    said = json.loads(built.stdout)
+    assert found["bundle"] == said["bytes"]
+    manifests = new - found["download"]
+    assert builder.served() - before - manifests == found["download"] > 0
+    assert found["copied"] == said["copied"]
+    assert found["fits"]
+    table = builder.build("--dry-run", out="next.tar")
+    assert "to download" in table.stdout
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
 def test_a_full_disk_is_found_before_anything_is_fetched(builder: Builder) -> None:
     assert builder.lock().returncode == 0
