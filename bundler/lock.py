@@ -7,7 +7,7 @@ entries are those of the bundle's manifest; ``blobs`` adds the place that each b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -111,35 +111,6 @@ def read_lock(path: Path) -> Lock:
             f"{path}: was edited by hand", hint="change bundle.yaml and run: bundler lock"
         )
     return lock
-
-
-class Change(NamedTuple):
-    """How a content differs between two locks; ``before`` or ``after`` is "" where it is not."""
-
-    kind: str
-    name: str
-    before: str
-    after: str
-
-
-def changes(old: Lock, new: Lock) -> list[Change]:
-    """What is added, removed or another one, by kind and name; digests before and after."""
-    before, after = _digests(old), _digests(new)
-    return [
-        Change(kind, name, before.get((kind, name), ""), after.get((kind, name), ""))
-        for kind, name in sorted({**before, **after})
-        if before.get((kind, name)) != after.get((kind, name))
-    ]
-
-
-def _digests(lock: Lock) -> dict[tuple[str, str], str]:
-    return {
-        **{("chart", f"{c.name} {c.version}"): c.digest for c in lock.charts},
-        **{("image", image.reference): image.digest for image in lock.images},
-        **{("tool", f"{t.name} {t.platform}"): t.digest for t in lock.tools},
-        **{("database", d.reference): d.digest for d in lock.databases},
-        **{("file", file.name): file.digest for file in lock.files},
-    }
 
 
 def is_lock(path: Path) -> bool:

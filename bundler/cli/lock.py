@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bundler.cli.diff import print_changes
 from bundler.cli.upstream import open_upstream, registry_config_option
-from bundler.lock import changes, encode_lock, is_lock, read_lock
+from bundler.difference import changes
+from bundler.lock import encode_lock, is_lock, read_lock
 from bundler.resolve import resolve
 from bundler.spec import Spec
 from installer.bundle.digest import Digest
@@ -139,12 +141,9 @@ def _print(lock_file: Path, before: Lock | None, lock: Lock) -> None:
 
 
 def _print_changes(before: Lock, lock: Lock) -> None:
-    rows = [
-        [_word(c.before, c.after), c.kind, c.name, " → ".join(filter(None, map(_short, c[2:])))]
-        for c in changes(before, lock)
-    ]
-    if rows:
-        print_table("changes", ["change", "kind", "name", "digest"], rows)
+    found = changes(before, lock)
+    if found:
+        print_changes(found)
     else:
         click.echo("same contents; the spec, a place or an origin changed")
 
@@ -160,17 +159,11 @@ def _print_json(lock_file: Path, before: Lock | None, lock: Lock) -> None:
             "blobs": len(lock.blobs),
             "images": {image.reference: image.digest for image in lock.images},
             "changes": [
-                c._asdict() | {"change": _word(c.before, c.after)}
+                c._asdict() | {"change": c.word}
                 for c in (changes(before, lock) if before is not None else ())
             ],
         }
     )
-
-
-def _word(before: str, after: str) -> str:
-    if before and after:
-        return "changed"
-    return "added" if after else "removed"
 
 
 def _total(lock: Lock) -> int:

@@ -17,6 +17,7 @@ import yaml
 
 from bundler.lock import read_lock
 from installer.oci.graph import HELM_CHART, HELM_CONFIG
+from installer.oci.reference import Reference
 from tests.integration.test_discovery import CHARTS, EXPECTED, HARBOR
 from tests.upstream import images
 from tests.upstream.charts import StaticServer
@@ -199,7 +200,8 @@ def test_with_companions_from_a_registry_and_a_file(builder: Builder) -> None:
     repository, _, tag = moved.partition("/")[2].rpartition(":")
     put(builder.registry.url, repository, tag, images.image([images.layer(300, "moved")]))
     changed = json.loads(builder.lock("--output", "json").stdout)
-    assert [(c["change"], c["name"]) for c in changed["changes"]] == [("changed", moved)]
+    place = Reference.parse(moved).repository
+    assert [(c["change"], c["name"]) for c in changed["changes"]] == [("changed", place)]
     assert changed["serial"] > lock.serial
 
 

@@ -321,6 +321,27 @@ def test_a_source_that_is_none_is_named(builder: Builder) -> None:
         assert words in done.stderr
 
 
+def test_the_difference_of_locks_and_bundles(builder: Builder) -> None:
+    name, _ = next_release(builder)
+    assert builder.build(out="next.tar").returncode == 0
+    diff = ("diff", "out.tar", "next.tar")
+    refused = run("bundler", *diff, cwd=builder.folder)
+    assert (refused.returncode, "--key release.pub" in refused.stderr) == (2, True)
+    shown = run("bundler", *diff, "--key=release.pub", cwd=builder.folder)
+    assert shown.returncode == 0, shown.stderr
+    assert "added" in shown.stdout
+    assert name.rpartition(":")[0] in shown.stdout
+    said = run("bundler", *diff, "--key=release.pub", "--output=json", cwd=builder.folder)
+    (change,) = json.loads(said.stdout)["changes"]
+    assert (change["change"], change["kind"]) == ("added", "image")
+    other = run(
+        "bundler", "diff", "bundle.lock", "next.tar", "--key=release.pub", cwd=builder.folder
+    )
+    assert "the same artefacts; 0 B are new" in other.stdout
+    (builder.folder / "next.tar").write_bytes(b"x" * 100_000)
+    assert run("bundler", *diff, "--key=release.pub", cwd=builder.folder).returncode in (3, 4)
+
+
 def test_a_dry_run_says_what_a_build_takes(builder: Builder) -> None:
     _, new = next_release(builder)
     (builder.folder / "pass").write_text("not asked for\n")

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from bundler.lock import Blob, Lock, bundle_manifest, changes, encode_lock, read_lock
+from bundler.difference import blob_bytes, changes
+from bundler.lock import Blob, Lock, bundle_manifest, encode_lock, read_lock
 from installer.bundle.digest import Digest
 from installer.bundle.manifest import (
     SIGNATURE_AREA,
@@ -140,12 +141,16 @@ def test_the_manifest_has_documents_first_and_every_blob() -> None:
 
 
 def test_changes_between_locks() -> None:
-    old = make(images=(image("docker.io/a:1"), image("docker.io/b:1"), image("docker.io/c:1")))
-    new = make(images=(image("docker.io/b:1", "n"), image("docker.io/c:1"), image("docker.io/d:1")))
+    old = make(
+        images=(image("docker.io/x/a:1"), image("docker.io/x/b:1"), image("docker.io/x/c:1"))
+    )
+    new = make(
+        images=(image("docker.io/x/b:1", "n"), image("docker.io/x/c:1"), image("docker.io/x/d:1"))
+    )
     assert [tuple(change) for change in changes(old, new)] == [
-        ("image", "docker.io/a:1", digest("m"), ""),
-        ("image", "docker.io/b:1", digest("m"), digest("n")),
-        ("image", "docker.io/d:1", "", digest("m")),
+        ("image", "docker.io/x/a", digest("m"), "", "1", ""),
+        ("image", "docker.io/x/b", digest("m"), digest("n"), "1", "1"),
+        ("image", "docker.io/x/d", "", digest("m"), "", "1"),
     ]
     assert changes(old, old) == []
 
@@ -153,9 +158,30 @@ def test_changes_between_locks() -> None:
 def test_changes_in_everything_else() -> None:
     nothing = make(charts=(), images=(), tools=(), databases=(), files=())
     assert [(c.kind, c.name) for c in changes(nothing, make())] == [
-        ("chart", "c 1.0.0"),
+        ("chart", "c"),
         ("database", "ghcr.io/x/trivy-db:2"),
         ("file", "a.txt"),
-        ("image", "docker.io/library/x:1"),
+        ("image", "docker.io/library/x"),
         ("tool", "helm linux/amd64"),
     ]
+
+
+def test_an_image_with_another_tag_is_one_that_changed() -> None:
+    old = make(
+        images=(image("docker.io/x/a:1"), image("docker.io/x/b:1"), image("docker.io/x/b:2"))
+    )
+    new = make(
+        images=(image("docker.io/x/a:2", "n"), image("docker.io/x/b:2"), image("docker.io/x/b:3"))
+    )
+    assert [(c.word, c.name, c.was, c.will) for c in changes(old, new)] == [
+        ("changed", "docker.io/x/a", "1", "2"),
+        ("removed", "docker.io/x/b:1", "1", ""),
+        ("added", "docker.io/x/b:3", "", "3"),
+    ]
+
+
+def test_bytes_are_counted_once_by_where_they_are() -> None:
+    one, two, three = (
+        Blob(digest(name), size, "x", text=name) for name, size in (("1", 1), ("2", 20), ("3", 300))
+    )
+    assert blob_bytes(make(blobs=(one, two)), make(blobs=(two, three))) == (300, 20, 1)
