@@ -12,6 +12,7 @@ VERBS = {
     "init": "Write a commented bundle.yaml to start from.",
     "keygen": "Make a passphrase-encrypted signing key and its public key.",
     "lock": "Resolve bundle.yaml to digests and sizes: bundle.lock.",
+    "outdated": "Show what upstream has that is newer than the lock.",
     "diff": "Show what differs between two locks or two bundles.",
     "build": "Fetch everything that the lock names into one signed file.",
 }

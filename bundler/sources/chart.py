@@ -6,6 +6,7 @@ the manifest is authored as ``helm push`` would, so that Helm can pull every cha
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -38,6 +39,7 @@ OCI_SCHEME = "oci://"
 _MAX_INDEX_BYTES = 64 * 1024 * 1024
 _MAX_INDEX_NODES = 5_000_000
 _SHOWN = 5
+_RELEASE = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:\+[\w.-]+)?\Z")
 
 
 def lock_chart(
@@ -75,15 +77,49 @@ def lock_chart(
     return Locked(entry, blobs)
 
 
+def newest_version(upstream: Upstream, wanted: ChartSource) -> str:
+    """The highest version without a pre-release that the chart's source has; "" if it has none.
+
+    A chart in a file has only its own. Raises NotFound, TransferFailed, Corrupt or InvalidInput.
+    """
+    what = f"chart {wanted.name}"
+    if wanted.kind == "oci":
+        place = Reference.parse(wanted.source.removeprefix(OCI_SCHEME))
+        versions = [tag.replace("_", "+") for tag in upstream.store(place.host).tags(place.path)]
+    elif wanted.kind == "repository":
+        index = _read_index(upstream.web.read(_index_of(wanted), _MAX_INDEX_BYTES), what)
+        versions = [
+            str(entry.get("version"))
+            for entry in index.get(wanted.name) or ()
+            if isinstance(entry, dict) and not entry.get("deprecated")
+        ]
+    else:
+        return ""
+    return max((text for text in versions if _RELEASE.match(text)), key=_order, default="")
+
+
+def _order(version: str) -> tuple[int, ...]:
+    match = _RELEASE.match(version)
+    return tuple(map(int, match.groups())) if match else ()
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Whether a release is higher than another version, of which a pre-release is not counted."""
+    return _order(version) > _order(than.partition("-")[0])
+
+
+def _index_of(wanted: ChartSource) -> str:
+    return wanted.source.rstrip("/") + "/index.yaml"
+
+
 def _from_repository(upstream: Upstream, wanted: ChartSource, what: str) -> tuple[str, Cached]:
     """Look a chart up in ``index.yaml``; its digest is checked when the index has one."""
-    base = wanted.source.rstrip("/") + "/"
-    index = _read_index(upstream.web.read(base + "index.yaml", _MAX_INDEX_BYTES), what)
+    index = _read_index(upstream.web.read(_index_of(wanted), _MAX_INDEX_BYTES), what)
     found = _find_version(index, wanted, what)
     urls = found.get("urls")
     if not isinstance(urls, list) or not urls or not isinstance(urls[0], str):
         raise InvalidInput(f"{what}: {wanted.version} has no URL in the repository's index.yaml")
-    place = urljoin(base, urls[0])
+    place = urljoin(_index_of(wanted), urls[0])
     if not is_url(place):
         raise InvalidInput(
             f"{what}: the repository's index.yaml names a {urlsplit(place).scheme} address",

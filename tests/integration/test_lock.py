@@ -101,10 +101,13 @@ class Builder:
         )
 
     def lock(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return self.run("lock", *options)
+
+    def run(self, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "bundle.yaml").write_text(yaml.safe_dump(self.spec))
         command = "from bundler.cli import main; main()"
         return subprocess.run(
-            [sys.executable, "-W", "error", "-c", command, "lock", "bundle.yaml", *options],
+            [sys.executable, "-W", "error", "-c", command, verb, "bundle.yaml", *options],
             cwd=self.folder,
             env=os.environ
             | {
@@ -203,6 +206,27 @@ def test_with_companions_from_a_registry_and_a_file(builder: Builder) -> None:
     place = Reference.parse(moved).repository
     assert [(c["change"], c["name"]) for c in changed["changes"]] == [("changed", place)]
     assert changed["serial"] > lock.serial
+
+
+def test_what_upstream_has_by_now_is_told(builder: Builder) -> None:
+    expected = sorted(harbor_images("1.18.4"))
+    for reference in expected:
+        builder.publish(reference)
+    builder.harbor("1.18.4")
+    assert builder.lock().returncode == 0
+    before = (builder.folder / "bundle.lock").read_bytes()
+    said = json.loads(builder.run("outdated", "--output=json").stdout)
+    assert said == {
+        "newer": [{"chart": "harbor", "version": "1.18.4", "newest": "1.19.1"}],
+        "changes": [],
+    }
+    repository, _, tag = expected[0].partition("/")[2].rpartition(":")
+    put(builder.registry.url, repository, tag, images.image([images.layer(300, "moved")]))
+    table = builder.run("outdated")
+    assert table.returncode == 0, table.stderr
+    assert "1.19.1" in table.stdout
+    assert repository in table.stdout
+    assert (builder.folder / "bundle.lock").read_bytes() == before
 
 
 def test_the_shipped_platform_has_all_images_of_its_three_charts(builder: Builder) -> None:

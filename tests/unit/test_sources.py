@@ -11,7 +11,7 @@ import pytest
 from bundler import spec
 from bundler.cache import BlobCache
 from bundler.sources.archives import read_member
-from bundler.sources.chart import lock_chart
+from bundler.sources.chart import is_newer, lock_chart
 from bundler.sources.image import lock_image, normal_platform
 from bundler.sources.tool import elf_platform, lock_tool
 from bundler.sources.trivy import lock_database
@@ -435,3 +435,18 @@ def test_documents_are_bounded(web: charts.ChartRepository, upstream: Upstream) 
     assert len(upstream.web.read(f"{web.url}/big", 3000)) == 3000
     with pytest.raises(Corrupt, match="over 2999 bytes"):
         upstream.web.read(f"{web.url}/big", 2999)
+
+
+@pytest.mark.parametrize(
+    ("version", "than", "newer"),
+    [
+        ("1.19.1", "1.18.4", True),
+        ("1.10.0", "1.9.9", True),
+        ("v1.2.3", "1.2.3", False),
+        ("1.2.3+build", "1.2.3", False),
+        ("1.2.3", "1.2.4-rc1", False),
+        ("2.0.0", "x", True),
+    ],
+)
+def test_versions_are_compared_as_numbers(version: str, than: str, *, newer: bool) -> None:
+    assert is_newer(version, than) is newer
