@@ -11,7 +11,7 @@ from installer.cli.console import LazyGroup, run_group
 VERBS = {
     "verify": "Check signature, headers and every byte of a bundle.",
     "inspect": "Show what is inside a bundle whose signature holds.",
-    "site": "Write a site.yaml to start from; print its schema for editors.",
+    "site": "Write a site.yaml to start from; print its schema; show its secrets.",
     "serve": "Serve a bundle as a read-only registry, straight from the file.",
     "render": "Print the objects that would be applied, for review; needs no cluster.",
     "preflight": "Check whether a run would succeed here; changes nothing.",

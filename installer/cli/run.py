@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -98,7 +99,7 @@ def command(
                 _document(verified, site, state.folder, report, seconds) | warnings.document()
             )
         else:
-            _summarise(site, state.folder, report, seconds)
+            _summarise(site, site_file, state.folder, report, seconds)
 
 
 def state_folder_of(site: Site, chosen: Path | None) -> Path:
@@ -184,19 +185,24 @@ def _show_plan(planned: list[Planned], warnings: _Warnings, output: str) -> None
     click.echo(f"{waiting} to do" if waiting else "nothing to do")
 
 
-def _summarise(site: Site, state: Path, report: Report, seconds: float) -> None:
+def _summarise(site: Site, site_file: Path, state: Path, report: Report, seconds: float) -> None:
     if not report.changed:
         click.echo(f"nothing to do: {site.name} is as it should be")
     else:
         click.echo(f"{site.name} is installed, {seconds:.0f} s")
-    for release in site.releases:
-        if release.harbor is not None:
-            click.echo(
-                f"Harbor: {release.harbor.external_url}, user admin; the password is in "
-                f"{state / 'secrets.json'} at harbor, {release.key}, adminPassword"
-            )
+    harbors = {release.key: release.harbor for release in site.releases if release.harbor}
+    command = f"installer site secrets adminPassword --site {shlex.quote(str(site_file))}"
+    if state != state_folder_of(site, None):
+        command += f" --state {shlex.quote(str(state))}"
+    for key, harbor in harbors.items():
+        which = f" --release {key}" if len(harbors) > 1 else ""
+        click.echo(f"Harbor: {harbor.external_url}, user admin")
+        click.echo(f"  its first password: {command}{which}")
     if report.changed:
-        click.echo(f"Back up {state}: Harbor's database can't be read without the key in it.")
+        click.echo(
+            f"Back up {state}: Harbor's database can't be read without the key in it, of which "
+            "only the cluster has a copy."
+        )
 
 
 def _document(

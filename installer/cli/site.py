@@ -1,4 +1,4 @@
-"""``installer site``: a ``site.yaml`` to start from, and its schema for editors.
+"""``installer site``: a ``site.yaml`` to start from, its schema for editors, and its secrets.
 
 What is asked or set is what has to differ from site to site. Secrets are never among it: site.yaml
 names files for them, or the installer generates them.
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from installer.cli.console import print_json, report, say
-from installer.errors import InvalidInput, TransferFailed
+from installer.cli.console import output_option, print_json, print_table, report, say
+from installer.cli.run import site_option, state_folder_of, state_option
+from installer.errors import InvalidInput, PreflightFailed, TransferFailed
 from installer.site.model import Site
 from installer.site.profiles import PROFILES, check, profile_text, questions, with_value
 
@@ -30,7 +31,7 @@ _SENTENCE = re.compile(r"(?<=\.)\s+|\n\n")
 
 @click.group("site")
 def command() -> None:
-    """Write a site.yaml to start from; print its schema for editors."""
+    """Write a site.yaml to start from; print its schema for editors; show its secrets."""
 
 
 @command.command(
@@ -91,6 +92,56 @@ def schema() -> None:
     `installer run --plan`.
     """
     print_json(site_schema())
+
+
+@command.command("secrets")
+@click.argument("name", required=False)
+@site_option
+@state_option
+@click.option("--release", "key", metavar="NAMESPACE/NAME", help="Of several Harbors, which one.")
+@output_option
+def secrets(
+    name: str | None, site_file: Path, state_folder: Path | None, key: str | None, output: str
+) -> None:
+    """List which secrets are kept of a Harbor, or print the one called NAME, such as adminPassword.
+
+    They are those that the installer made, or was given for the first run: what people changed in
+    Harbor afterwards it does not know. Nothing is asked of the cluster.
+    """
+    from installer.site import credentials  # noqa: PLC0415 (slow to import)
+    from installer.site.model import read_site  # noqa: PLC0415
+    from installer.site.state import State  # noqa: PLC0415
+
+    site = read_site(site_file)
+    harbors = [release.key for release in site.releases if release.harbor is not None]
+    if (key is None and len(harbors) > 1) or (key is not None and key not in harbors):
+        said = f"--release {key}: there is no such Harbor" if key else "there are several Harbors"
+        raise InvalidInput(
+            f"{site_file}: {said}", hint=f"--release takes one of {', '.join(harbors)}"
+        )
+    if not harbors:
+        raise InvalidInput(f"{site_file}: there is no Harbor in it")
+    state = State(state_folder_of(site, state_folder))
+    kept = credentials.kept(state, key or harbors[0])
+    if kept is None:
+        raise PreflightFailed(
+            f"{state.folder} has no secrets of {key or harbors[0]}",
+            hint="the first `installer run` makes them; name another folder with --state",
+        )
+    if name is None:
+        rows = [[one, about] for one, about in credentials.KEPT.items()]
+        if output == "json":
+            print_json({"release": key or harbors[0], "secrets": dict(rows)})
+        else:
+            print_table(f"secrets of {key or harbors[0]}", ["name", "what it is"], rows)
+        return
+    word = msgspec.to_builtins(kept).get(name) if name in credentials.KEPT else None
+    if word is None:
+        raise InvalidInput(f"no secret is called {name!r}", hint=", ".join(credentials.KEPT))
+    if output == "json":
+        print_json({"release": key or harbors[0], name: word})
+    else:
+        click.echo(word.rstrip("\n"))
 
 
 def site_schema() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from installer.deploy.companion import Companion
 from installer.deploy.database import PrepareDatabase
 from installer.deploy.haproxy import InstallHAProxy
 from installer.deploy.internal_tls import InternalCertificates
+from installer.deploy.kept_secrets import KeepSecrets
 from installer.deploy.nodes import TellNodes
 from installer.deploy.proxy import ShowCertificate
 from installer.deploy.release import HelmRelease
@@ -66,6 +67,7 @@ class HarborParts:
         self.companion = Companion(
             context, release, self.certificate.files, troubles, internal=self.internal.files
         )
+        self.secrets = KeepSecrets(context, release, installed.secrets)
         self._database: PrepareDatabase | None = None
         self._haproxy: InstallHAProxy | None = None
         if harbor.database is not None:
@@ -101,7 +103,10 @@ class HarborParts:
 
         Each raises PreflightFailed or InvalidInput, and none waits for another.
         """
-        parts: dict[str, Callable[[], None]] = {"companion": self.companion.preflight}
+        parts: dict[str, Callable[[], None]] = {
+            "secrets": self.secrets.preflight,
+            "companion": self.companion.preflight,
+        }
         if self.certificate.is_needed():
             parts["certificate"] = self.certificate.preflight
         if self.internal.is_needed():
@@ -127,7 +132,8 @@ class HarborParts:
 
     def before(self) -> list[Step]:
         """What has to be done before the release, when the certificate of another kind is there."""
-        steps: list[Step] = [self._database] if self._database else []
+        # First: what is made with them can't be used without them.
+        steps: list[Step] = [self.secrets, *([self._database] if self._database else [])]
         if self.internal.is_needed():
             steps.append(self.internal)
         if self.companion.is_needed():

@@ -36,7 +36,6 @@ from installer.harbor.values import host_of
 from installer.helm.images import read_objects
 from installer.oci.graph import ImageIndex, read_manifest
 from installer.oci.reference import Reference
-from installer.site import credentials
 from installer.site.authority import utc_now
 from installer.site.private import private_folder, write_file
 from installer.site.section import check_paths
@@ -542,9 +541,7 @@ class _OnCluster:
         installed.preflight()
         rendering = installed.rendered()
         space, name = release.release_namespace, release.release_name
-        kept = release.harbor is None or (
-            credentials.kept(self._context.state, release.key) is not None
-        )
+        kept = harbor is None or harbor.secrets.are_known()
         objects = tuple(_objects(rendering.objects))
         made = [Rendered(space, name, release.chart, objects, keys_kept=kept)]
         if harbor is not None and (text := harbor.rendered()):

@@ -19,7 +19,7 @@ import msgspec
 from installer.deploy.charts import find_chart, profile_values
 from installer.deploy.installed import ChartIdentity, InstalledRelease
 from installer.deploy.internal_tls import InternalCertificates
-from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
+from installer.errors import DeploymentFailed, InvalidInput
 from installer.harbor.values import harbor_values, overlapping
 from installer.helm.chart import ChartArchive
 from installer.helm.images import find_images
@@ -149,23 +149,10 @@ class HelmRelease:
     def preflight(self) -> None:
         """Everything that can be refused before anything is changed.
 
-        Raises InvalidInput for values, PreflightFailed for an image that the bundle lacks and for
-        a Harbor whose secrets are not here.
+        Raises InvalidInput for values, PreflightFailed for an image that the bundle lacks.
         """
-        kept = self._kept()
-        if kept is None:
+        if self._kept() is None:
             self._chosen_password()
-        if (
-            self._release.harbor is not None
-            and kept is None
-            and self._installed.found() is not None
-        ):
-            raise PreflightFailed(
-                f"release {self._release.key} is there, but {self._context.state.folder} does not "
-                "have its secrets",
-                hint="bring back that folder, or name the right one with --state: Harbor can't "
-                "read its database with a new secret key",
-            )
         self.rendered()
 
     def rendered(self) -> Rendering:

@@ -437,7 +437,8 @@ class _Releases:
         kept = credentials.kept(context.state, release.key)
         if release.harbor is not None and kept is None:
             text = f"{context.state.folder} does not have the secrets of this release"
-            return Line(group, "values", "failed", text, "name the right folder with --state")
+            hint = "name the right folder with --state; a run takes them back from the cluster"
+            return Line(group, "values", "failed", text, hint)
         planned = HelmRelease(context, self._cluster, release)
         deployed = context.helm.get_values(release.release_name, release.release_namespace)
         if keys := differing(planned.values(kept), deployed):

@@ -22,6 +22,7 @@ from installer.deploy.certificates import registry_host
 from installer.deploy.context import check_state_folder, looking, working
 from installer.deploy.haproxy import _KEPT, InstallHAProxy, _Kept, _owner, _program, _run
 from installer.deploy.installed import _FILE, InstalledRelease, _Applied
+from installer.deploy.kept_secrets import secret_name
 from installer.deploy.kubectl import has_ended
 from installer.deploy.nodes import hosts_toml
 from installer.deploy.plan import Report, execute, look
@@ -256,6 +257,10 @@ class _Parts:
                 then = _released(volume) or "the next run takes it over"
                 note = f"content: {_content(volume)}; {then}"
                 yield Remains("volume", volume["metadata"]["name"], note)
+            for secret in data.secrets():
+                where = f"Secret {release.release_namespace}/{secret['metadata']['name']}"
+                note = "the next run takes them back from it if the state folder is lost"
+                yield Remains("secrets", where, note)
         storage = release.harbor.storage if release.harbor else None
         if storage is None:
             return
@@ -464,7 +469,7 @@ class DeleteData:
         storage = release.harbor.storage if release.harbor else None
         self._brought = storage.claim if storage else ""
         self.name = f"uninstall:data:{release.key}"
-        self.sentence = f"Delete the claims and volumes of {release.key}"
+        self.sentence = f"Delete the claims, volumes and kept secrets of {release.key}"
 
     def claims(self) -> list[dict[str, Any]]:
         """Its PersistentVolumeClaims, but for one that site.yaml found there."""
@@ -488,9 +493,18 @@ class DeleteData:
             and (volume["spec"].get("claimRef") or {}).get("namespace") == self._namespace
         ]
 
+    def secrets(self) -> list[dict[str, Any]]:
+        """The Secret with a copy of what the state folder keeps."""
+        found = self._kubectl.get("get", "secrets", f"--namespace={self._namespace}")
+        name = secret_name(self._names[0])
+        return [one for one in found.get("items", []) if one["metadata"]["name"] == name]
+
     def details(self) -> list[str]:
         """What would go, a line each."""
-        lines = []
+        lines = [
+            f"Secret {self._namespace}/{one['metadata']['name']}; the state folder keeps the same"
+            for one in self.secrets()
+        ]
         for claim in self.claims():
             of = claim["spec"].get("storageClassName")
             content = f"; its content too, if storage class {of} deletes it" if of else ""
@@ -502,7 +516,7 @@ class DeleteData:
 
     def check(self) -> bool:
         """Whether there are none."""
-        return not self.claims() and not self.volumes()
+        return not self.claims() and not self.volumes() and not self.secrets()
 
     def apply(self) -> str:
         """Delete the claims, then the volumes; raises DeploymentFailed when one doesn't go."""
@@ -513,6 +527,7 @@ class DeleteData:
         self._wait(theirs)
         volumes = self.volumes()
         self._delete("persistentvolumes", volumes)
+        self._delete("secrets", self.secrets(), f"--namespace={self._namespace}")
         return "; ".join(f"the content of {_content(v)} is not touched" for v in volumes)
 
     def _provisioned(self, claims: Sequence[dict[str, Any]]) -> set[str]:

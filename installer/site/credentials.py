@@ -34,6 +34,18 @@ _LETTERS = string.ascii_letters + string.digits
 _TOKEN_YEARS = 20
 """The certificate only carries the token key; nobody checks its dates against a clock on a wall."""
 
+KEPT = {
+    "adminPassword": "of user admin, until somebody changes it in Harbor",
+    "databasePassword": "of Harbor's role in the database, unless site.yaml names a file",
+    "registryPassword": "between Harbor's core and its registry",
+    "secretKey": "what Harbor encrypts with in its database",
+    "tokenKey": "what core signs registry tokens with (PEM)",
+    "coreSecret": "between Harbor's components",
+    "jobserviceSecret": "between Harbor's components",
+    "registrySecret": "of the registry's uploads",
+    "xsrfKey": "of the portal's forms",
+}
+"""Secrets that people may ask for, by name, with what each is."""
 _KEPT = {
     ("secretKey",): "secret_key",
     ("harborAdminPassword",): "admin_password",

@@ -13,6 +13,7 @@ import secrets
 import stat
 from typing import TYPE_CHECKING
 
+from installer.environment import variable
 from installer.errors import InvalidInput, TransferFailed
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _FILE = 0o600
 _FOLDER = 0o700
+
+
+VARIABLE = "env:"
+"""What stands before the name of a variable where a file with a secret could be named."""
 
 
 def private_folder(path: Path) -> Path:
@@ -100,10 +105,20 @@ def sync_folder(path: Path) -> None:
 
 
 def read_secret(path: Path) -> str:
-    """Read a password that a person wrote into a file, without its line's end; InvalidInput."""
-    data = read_file(path)
+    """Read a password that a person wrote into a file, without its line's end; InvalidInput.
+
+    ``env:NAME`` is the variable of that name: others can't read it, and programs that are started
+    from here do not get it.
+    """
+    name = str(path)
+    if name.startswith(VARIABLE):
+        value = variable(name.removeprefix(VARIABLE))
+        data = None if value is None else os.fsencode(value)
+    else:
+        data = read_file(path)
     if data is None:
-        raise InvalidInput(f"{path}: there is no such file")
+        kind = "variable" if name.startswith(VARIABLE) else "file"
+        raise InvalidInput(f"{path}: there is no such {kind}")
     try:
         word = data.decode().rstrip("\r\n")
     except UnicodeDecodeError:

@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from installer.environment import variable
 from installer.errors import InvalidInput
+from installer.site.private import VARIABLE
 
 T = TypeVar("T")
 
@@ -41,7 +43,7 @@ def absolute(value: T, folder: Path) -> T:
     changes: dict[str, Any] = {}
     for field in msgspec.structs.fields(value):
         item = getattr(value, field.name)
-        if item and _kind(field.type):
+        if item and _kind(field.type) and not _is_variable(field.name, item):
             changes[field.name] = str(folder / _expanded(item, field.encode_name))
         else:
             changes[field.name] = absolute(item, folder)
@@ -60,6 +62,10 @@ def check_paths(value: Any, at: str = "") -> None:
         key = f"{at}.{field.encode_name}".lstrip(".")
         if not kind:
             check_paths(item, key)
+        elif item and _is_variable(field.name, item):
+            if variable(item.removeprefix(VARIABLE)) is None and kind != "once":
+                hint = "export it, also for later runs"
+                raise InvalidInput(f"{key}: {item}: there is no such variable", hint=hint)
         elif item and not _is_there(Path(item), kind):
             raise InvalidInput(f"{key}: {item}: there is no such {kind}", hint="see site.yaml")
 
@@ -81,6 +87,11 @@ def _expanded(text: str, key: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise InvalidInput(f"{key}: {text[:200]}: there is no such user") from error
+
+
+def _is_variable(name: str, text: str) -> bool:
+    """Whether it is a variable of the environment that has the secret, and not a file."""
+    return text.startswith(VARIABLE) and name.endswith("_file")
 
 
 def _kind(type_: Any) -> str:

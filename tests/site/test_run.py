@@ -247,12 +247,37 @@ def test_the_bundle_before_is_refused_but_on_purpose(
     assert "installer undo" in planned.stderr
 
 
-def test_a_state_that_was_lost_is_not_made_up(story: Story) -> None:
-    done = story.cluster.run(
-        [*story.argv("new")[:-1], f"--state={story.folder / 'other'}"], check=False
-    )
+def test_a_state_that_was_lost_comes_back_from_the_cluster(story: Story) -> None:
+    kept = (story.state / "secrets.json").read_bytes()
+    before = story.revision()
+    (story.state / "secrets.json").rename(story.folder / "secrets.json")
+    planned = {
+        step["step"]: step
+        for step in json.loads(story.run("new", "--plan", "--output=json").stdout)["steps"]
+    }
+    assert "back from Secret harbor/harbor-kept-secrets" in planned["secrets:harbor/harbor"]["does"]
+    assert not (story.state / "secrets.json").exists()
+    report = story.json("new")
+    assert report["changed"] == ["secrets:harbor/harbor"]
+    assert (story.state / "secrets.json").read_bytes() == kept
+    assert story.revision() == before
+    show = ["site", "secrets", "adminPassword", f"--site={story.site()}", f"--state={story.state}"]
+    shown = story.cluster.run([INSTALLER, *show]).stdout
+    assert shown.strip() == json.loads(kept)["harbor"]["harbor/harbor"]["adminPassword"]
+
+
+def test_secrets_that_are_lost_are_not_made_up(story: Story) -> None:
+    place = ("secret", "harbor-kept-secrets", "--namespace=harbor")
+    kept = (story.state / "secrets.json").read_bytes()
+    story.cluster.kubectl("delete", *place)
+    (story.state / "secrets.json").unlink()
+    done = story.run("new")
     assert done.returncode == 5, done.stderr
-    assert "does not have its secrets" in done.stderr
+    assert "neither" in done.stderr
+    assert "has its secrets" in done.stderr
+    (story.state / "secrets.json").write_bytes(kept)
+    (story.state / "secrets.json").chmod(0o600)
+    assert story.json("new")["changed"] == ["secrets:harbor/harbor"]
 
 
 def test_nothing_tried_to_leave(story: Story, capsys: pytest.CaptureFixture[str]) -> None:

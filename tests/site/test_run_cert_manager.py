@@ -238,7 +238,8 @@ def test_the_next_run_goes_on_where_it_stopped(
     steps = [name for name in done if not name.startswith(("images:", "health:"))]
     assert steps == [
         "verify", "tools", "seed", "nodes", "release:cert-manager/cert-manager",
-        f"companion:{KEY}", f"certificate:{KEY}", f"nodes:{KEY}", f"release:{KEY}",
+        f"secrets:{KEY}", f"companion:{KEY}", f"certificate:{KEY}", f"nodes:{KEY}",
+        f"release:{KEY}",
     ], (report, signer.failures[-3:])  # fmt: skip
     assert story.revision_of("harbor") == ("1", "deployed", f"harbor-{NEW}")
     wanted = set(images.HARBOR) - {"harbor-exporter"}

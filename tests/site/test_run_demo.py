@@ -188,9 +188,9 @@ def test_it_installs_with_all_its_parts(story: Demo, connected: Connected) -> No
     report = story.json("old")
     started.join(10)
     assert report["changed"] == [
-        "verify", "tools", "seed", "certificate:demo/harbor", "nodes", "database:demo/harbor",
-        "companion:demo/harbor", "release:demo/harbor", "loadbalancer:demo/harbor",
-        "health:demo/harbor",
+        "verify", "tools", "seed", "certificate:demo/harbor", "nodes", "secrets:demo/harbor",
+        "database:demo/harbor", "companion:demo/harbor", "release:demo/harbor",
+        "loadbalancer:demo/harbor", "health:demo/harbor",
     ]  # fmt: skip
     assert story.revision_of("harbor") == ("1", "deployed", f"harbor-{OLD}")
     story.check_pods(SEED, OLD, connected.upstream, RUNNING)

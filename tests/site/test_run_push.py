@@ -102,7 +102,7 @@ def story(
 
 def test_it_installs_from_the_sites_registry(story: Story, connected: Connected) -> None:
     report = story.json("new")
-    wanted = ["verify", "tools", "seed", "nodes", "release:registry/harbor"]
+    wanted = ["verify", "tools", "seed", "nodes", "secrets:registry/harbor"]
     assert report["changed"][: len(wanted)] == wanted
     assert "were there" in report["notes"]["seed"]
     assert story.revision() == ("1", "deployed", f"harbor-{NEW}")

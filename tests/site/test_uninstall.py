@@ -174,7 +174,8 @@ def test_what_remains_is_listed_and_is_there(story: Gone) -> None:
     assert ("HAProxy", str(story.configuration)) in remains
     assert ("state", str(story.state)) in remains
     assert "persistentvolumeclaim/harbor-data" in remains["namespace", "gone"]
-    assert "secret/" not in remains["namespace", "gone"]
+    assert remains["namespace", "gone"].count("secret/") == 1
+    assert ("secrets", "Secret gone/harbor-kept-secrets") in remains
     assert (story.state / "secrets.json").stat().st_size
     assert story.database.owner("registry") == "harbor"
     assert story.kept.read_text() == "pushed by somebody"
@@ -231,6 +232,8 @@ def test_data_in_the_cluster_goes_when_told(story: Gone) -> None:
     )
     remains = {(row["what"], row["where"]) for row in told["remains"]}
     assert ("stored data", f"{story.volume} on the node") in remains
+    assert not any(what == "secrets" for what, _ in remains)
+    assert (story.state / "secrets.json").stat().st_size
     assert story.kept.read_text() == "pushed by somebody"
     assert story.database.owner("registry") == "harbor"
     assert story.take("old", "--delete-data")["changed"] == []
