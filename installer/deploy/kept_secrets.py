@@ -52,13 +52,12 @@ class KeepSecrets:
         self._secret = secret_name(release.release_name)
         self.name = f"secrets:{release.key}"
         self.place = f"{self._namespace}/{self._secret}"
+        self.sentence = f"Keep the secrets of {release.key} here and in Secret {self.place}"
 
-    @property
-    def sentence(self) -> str:
-        """What applying it does."""
-        if self._kept() is None and self.found():
-            return f"Take the secrets of {self._release.key} back from Secret {self.place}"
-        return f"Keep the secrets of {self._release.key} here and in Secret {self.place}"
+    def details(self) -> list[str]:
+        """That they are taken back from the cluster, where they are."""
+        lost = self._kept() is None and self.found() is not None
+        return [f"they are taken back from there: {self._context.state.folder} has none"] * lost
 
     def found(self) -> HarborSecrets | None:
         """What the cluster has; raises PreflightFailed for a Secret that isn't the installer's."""
@@ -110,7 +109,7 @@ class KeepSecrets:
         there = self.found()
         if there is not None:
             credentials.keep(self._context.state, self._release.key, there)
-            return f"{self._context.state.folder} had none; the cluster's open the data"
+            return "taken back from the cluster"
         made = self._make()
         if made is None:
             raise ValueError(f"{self._release.key} is no Harbor")

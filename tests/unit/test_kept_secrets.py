@@ -90,6 +90,7 @@ def test_what_is_made_is_in_both_places(cluster: FakeCluster, state: State) -> N
     keep.preflight()
     assert not keep.check()
     assert not keep.are_known()
+    assert keep.details() == []
     assert keep.apply() == ""
     assert keep.check()
     assert keep.found() == credentials.kept(state, KEY)
@@ -106,8 +107,10 @@ def test_a_lost_folder_is_filled_from_the_cluster(cluster: FakeCluster, state: S
     keep = step(cluster, state)
     keep.preflight()
     assert keep.are_known()
-    assert "back from Secret harbor/harbor-kept-secrets" in keep.sentence
-    assert "had none" in keep.apply()
+    (told,) = keep.details()
+    assert "taken back" in told
+    assert "taken back" in keep.apply()
+    assert keep.details() == []
     assert credentials.kept(state, KEY) == made
     assert keep.check()
 
