@@ -114,13 +114,14 @@ def stop(pid_file: Path) -> None:
     raise DeploymentFailed(f"process {process.pid} does not end: {' '.join(process.command)[:200]}")
 
 
-def end_programs(binary: Path) -> None:
-    """End processes that run exactly this file: children of an installer that was killed.
+def end_programs(binary: Path, home: Path) -> None:
+    """End processes that run exactly this file from this home: of an installer that was killed.
 
-    Raises DeploymentFailed for one that even SIGKILL does not end.
+    Who only looks, such as a second installer, runs the same file with a home of its own. Raises
+    DeploymentFailed for one that even SIGKILL does not end.
     """
     start = time.monotonic()
-    while found := list(_programs(binary)):
+    while found := list(_programs(binary, home)):
         waited = time.monotonic() - start
         if waited > _GRACE * 3:
             raise DeploymentFailed(
@@ -134,13 +135,16 @@ def end_programs(binary: Path) -> None:
         time.sleep(_PAUSE * 5)
 
 
-def _programs(binary: Path) -> Iterator[int]:
+def _programs(binary: Path, home: Path) -> Iterator[int]:
     # A file that was replaced meanwhile is shown with this ending (proc(5)).
     names = (str(binary), f"{binary} (deleted)")
+    started_from = f"HOME={home}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(OSError):
-                if str((entry / "exe").readlink()) in names and _fields(int(entry.name)):
+                if str((entry / "exe").readlink()) not in names or not _fields(int(entry.name)):
+                    continue
+                if started_from in (entry / "environ").read_bytes().split(b"\0"):
                     yield int(entry.name)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from installer.deploy.context import Context
 
 _PENDING = "pending-"
+_UNINSTALLING = "uninstalling"
 _FILE = "releases.json"
 
 
@@ -83,8 +84,9 @@ class InstalledRelease:
         whose hint says what troubles its pods have.
         """
         helm = self._context.helm
-        daemon.end_programs(helm.binary)
+        daemon.end_programs(helm.binary, helm.home)
         self._clear_pending()
+        self._finish_uninstall(timeout)
         try:
             helm.upgrade_install(
                 path, self.name, self.namespace, values, timeout=timeout, secrets=secrets
@@ -113,6 +115,15 @@ class InstalledRelease:
             f"--namespace={self.namespace}",
             f"--selector=owner=helm,name={self.name},status in ({states})",
         )
+
+    def _finish_uninstall(self, timeout: float) -> None:
+        """Bring an uninstallation that was killed to its end: Helm upgrades nothing half gone.
+
+        What it keeps, as claims are, stays for the installation that follows.
+        """
+        found = self.found()
+        if found is not None and found.get("status") == _UNINSTALLING:
+            self._context.helm.uninstall(self.name, self.namespace, timeout=timeout)
 
     def _applied(self) -> dict[str, str]:
         return (self._context.state.read(_FILE, _Applied) or _Applied()).charts

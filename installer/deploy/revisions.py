@@ -65,7 +65,7 @@ class Revisions(InstalledRelease):
         Not by Helm's rollback: Helm forgets old revisions, the snapshot doesn't.
         """
         helm = self._context.helm
-        daemon.end_programs(helm.binary)
+        daemon.end_programs(helm.binary, helm.home)
         self._clear_pending()
         helm.upgrade_install(
             path, self.name, self.namespace, values, timeout=timeout, force=True, secrets=secrets

@@ -133,7 +133,7 @@ def uninstall(request: Request, observer: Observer) -> Outcome:
         state.journal.append("uninstall", bundle=digest, text=f"{keys}{data}")
         report = execute([context.toolbox], state.journal, digest, observer)
         # A Helm whose installer was killed would go on installing meanwhile.
-        daemon.end_programs(context.helm.binary)
+        daemon.end_programs(context.helm.binary, context.helm.home)
         parts = _Parts(context, request)
         execute(parts.steps(), state.journal, digest, observer, report)
         return Outcome(report, parts.remains(after=True))

@@ -181,6 +181,26 @@ class Cluster:
         """End what ``spawn`` started."""
         self._processes.stop([name])
 
+    def start(self, name: str) -> None:
+        """Start one of the cluster's own programs again after ``stop``."""
+        self.spawn(name, self._layout.commands(build.programs())[name])
+
+    def reboot(self, seconds: float = 60) -> None:
+        """Take the node's power away and give it back; the control plane is on another machine.
+
+        Raises ClusterFailed when it is not Ready again.
+        """
+        self._processes.stop(["kubelet"], seconds=0)
+        cgroups.kill(self.name)
+        self._forget_containers()
+        self._processes.stop(["containerd"], seconds=0)
+        started = datetime.now(UTC).replace(microsecond=0)
+        deadline = time.monotonic() + seconds
+        self.start("containerd")
+        self._wait("containerd", deadline, lambda: not self._ctr("version", check=False).returncode)
+        self.start("kubelet")
+        self._wait("kubelet", deadline, lambda: self._ready(started))
+
     def log(self, name: str) -> Path:
         return self._processes.log(name)
 

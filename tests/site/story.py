@@ -98,9 +98,12 @@ class Story:
         return path
 
     def argv(self, bundle: str, *more: str, **release: Any) -> list[str]:
+        return self.command("run", bundle, *more, **release)
+
+    def command(self, verb: str, bundle: str, *more: str, **release: Any) -> list[str]:
         return [
             INSTALLER,
-            "run",
+            verb,
             str(self.bundles[bundle]),
             f"--key={self.key}",
             f"--site={self.site(**release)}",
@@ -113,6 +116,14 @@ class Story:
 
     def json(self, bundle: str, *more: str, **release: Any) -> dict[str, Any]:
         done = self.run(bundle, "--output=json", *more, **release)
+        assert done.returncode == 0, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def uninstall(self, bundle: str, *more: str) -> dict[str, Any]:
+        """Take it away; what was changed and what remains."""
+        argv = self.command("uninstall", bundle, "--yes", "--output=json", *more)
+        done = self.cluster.run(argv, check=False, timeout=600)
         assert done.returncode == 0, done.stderr
         document: dict[str, Any] = json.loads(done.stdout)
         return document

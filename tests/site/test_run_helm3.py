@@ -13,7 +13,7 @@ from tests import programs
 from tests.site import images
 from tests.site.connected import sha256
 from tests.site.network import NODE_IP
-from tests.site.story import NEW, Story, told
+from tests.site.story import NEW, OLD, Story, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,6 @@ def story(
     connected: Connected,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Story]:
-    made = connected.make("helm3", "2.15", helm=3)
     seed = {"serve": {"listen": SEED, "address": SEED, "tls": False, "service": "none"}}
     with told(
         Story(
@@ -48,21 +47,38 @@ def story(
             release={"profile": "metrics"},
         )
     ) as story:
-        story.carry("new", made.path, connected.public_key)
+        for name, version in (("old", "2.14"), ("new", "2.15")):
+            made = connected.make(f"helm3-{name}", version, helm=3)
+            story.carry(name, made.path, connected.public_key)
         yield story
 
 
 def test_helm_3_installs(story: Story, connected: Connected) -> None:
-    report = story.json("new")
+    report = story.json("old")
     assert "release:harbor-helm3/harbor" in report["changed"]
     assert sha256(story.state / "tools" / "helm") == sha256(programs.helm(3))
-    assert story.revision() == ("1", "deployed", f"harbor-{NEW}")
-    story.check_pods(SEED, NEW, connected.upstream, set(images.HARBOR))
+    assert story.revision() == ("1", "deployed", f"harbor-{OLD}")
+    story.check_pods(SEED, OLD, connected.upstream, set(images.HARBOR))
 
 
 def test_a_second_run_changes_nothing(story: Story) -> None:
-    assert story.json("new")["changed"] == []
+    assert story.json("old")["changed"] == []
     assert story.revision()[0] == "1"
+
+
+def test_it_upgrades(story: Story, connected: Connected) -> None:
+    assert "release:harbor-helm3/harbor" in story.json("new")["changed"]
+    assert story.revision()[1:] == ("deployed", f"harbor-{NEW}")
+    story.check_pods(SEED, NEW, connected.upstream, set(images.HARBOR))
+    assert story.json("new")["changed"] == []
+
+
+def test_it_goes(story: Story) -> None:
+    told = story.uninstall("new")
+    assert "uninstall:harbor-helm3/harbor" in told["changed"]
+    assert story.helm("list") == []
+    assert story.pods() == []
+    assert (story.state / "secrets.json").exists()
 
 
 def test_nothing_tried_to_leave(story: Story, capsys: pytest.CaptureFixture[str]) -> None:

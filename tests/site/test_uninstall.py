@@ -15,7 +15,7 @@ import pytest
 
 from installer.deploy import daemon
 from tests.site.network import NODE_IP
-from tests.site.story import INSTALLER, OLD, connects, told
+from tests.site.story import OLD, connects, told
 
 # `database` is a fixture: pytest finds it by its name here.
 from tests.site.test_run_demo import (
@@ -45,17 +45,6 @@ class Gone(Demo):
     @property
     def kept(self) -> Any:
         return self.volume / "registry" / "kept.txt"
-
-    def taking(self, bundle: str, *more: str) -> list[str]:
-        return [INSTALLER, "uninstall", *self.argv(bundle, *more)[2:]]
-
-    def take(self, bundle: str, *more: str) -> dict[str, Any]:
-        done = self.cluster.run(
-            self.taking(bundle, "--yes", "--output=json", *more), check=False, timeout=600
-        )
-        assert done.returncode == 0, done.stderr
-        document: dict[str, Any] = json.loads(done.stdout)
-        return document
 
     def object(self, kind: str, name: str) -> dict[str, Any]:
         text = self.cluster.kubectl(
@@ -119,7 +108,7 @@ def story(
 
 def test_without_a_terminal_it_only_shows_what_it_would_do(story: Gone) -> None:
     before = story.events()
-    done = story.cluster.run(story.taking("old"), check=False)
+    done = story.cluster.run(story.command("uninstall", "old"), check=False)
     assert done.returncode == 2, done.stderr
     assert "add --yes" in done.stderr
     assert "to do    Uninstall the release gone/harbor\n" in done.stderr
@@ -131,7 +120,7 @@ def test_without_a_terminal_it_only_shows_what_it_would_do(story: Gone) -> None:
 
 def test_killed_in_the_middle_and_run_again_it_finishes(story: Gone) -> None:
     before = story.volumes()
-    argv = story.cluster._namespace.enter(story.taking("old", "--yes"))
+    argv = story.cluster._namespace.enter(story.command("uninstall", "old", "--yes"))
     with subprocess.Popen(
         argv,
         env=story.cluster.environment,
@@ -145,7 +134,7 @@ def test_killed_in_the_middle_and_run_again_it_finishes(story: Gone) -> None:
         os.kill(running.pid, signal.SIGKILL)
     assert {entry["status"] for entry in story.helm("list")} == {"deployed"}
     assert story.events()[-1] == ("started", RELEASE)
-    told = story.take("old")
+    told = story.uninstall("old")
     assert [name for name in told["changed"] if name in (RELEASE, COMPANION)] == [
         RELEASE, COMPANION,
     ]  # fmt: skip
@@ -163,7 +152,7 @@ def test_nothing_serves_and_nothing_points_to_it(story: Gone) -> None:
 
 
 def test_what_remains_is_listed_and_is_there(story: Gone) -> None:
-    told = story.take("old")
+    told = story.uninstall("old")
     assert told["changed"] == []
     remains = {(row["what"], row["where"]): row["note"] for row in told["remains"]}
     assert ("claim", "gone/harbor-data") in remains
@@ -199,13 +188,13 @@ def test_a_run_with_helm_3_takes_over_what_helm_4_left(story: Gone, connected: C
 def test_a_volume_whose_claim_was_deleted_is_freed_by_the_command_that_is_told(
     story: Gone,
 ) -> None:
-    assert RELEASE in story.take("three")["changed"]
+    assert RELEASE in story.uninstall("three")["changed"]
     assert story.pods() == []
     before = story.volume_is("Bound")
     claim = ("persistentvolumeclaim", "harbor-data", f"--namespace={story.namespace}")
     story.cluster.kubectl("delete", *claim)
     assert story.volume_is("Released") == before
-    (row,) = [row for row in story.take("three")["remains"] if row["what"] == "volume"]
+    (row,) = [row for row in story.uninstall("three")["remains"] if row["what"] == "volume"]
     kubectl, *command = shlex.split(row["note"].split("`")[1])
     assert kubectl == "kubectl"
     story.cluster.kubectl(*command)
@@ -224,7 +213,7 @@ def test_helm_4_takes_over_what_helm_3_left(
 
 
 def test_data_in_the_cluster_goes_when_told(story: Gone) -> None:
-    told = story.take("old", "--delete-data")
+    told = story.uninstall("old", "--delete-data")
     assert "uninstall:data:gone/harbor" in told["changed"]
     assert story.names("persistentvolumeclaims") == []
     assert f"demo-{story.namespace}" not in story.cluster.kubectl(
@@ -236,7 +225,7 @@ def test_data_in_the_cluster_goes_when_told(story: Gone) -> None:
     assert (story.state / "secrets.json").stat().st_size
     assert story.kept.read_text() == "pushed by somebody"
     assert story.database.owner("registry") == "harbor"
-    assert story.take("old", "--delete-data")["changed"] == []
+    assert story.uninstall("old", "--delete-data")["changed"] == []
 
 
 def test_nothing_tried_to_leave(story: Gone, capsys: pytest.CaptureFixture[str]) -> None:

@@ -318,14 +318,21 @@ def test_programs_that_a_killed_installer_left_are_ended(tmp_path: Path) -> None
     binary = tmp_path / "helm"
     binary.write_bytes(_sleep().read_bytes())
     binary.chmod(0o700)
-    with subprocess.Popen([binary, "60"]) as left, subprocess.Popen([_sleep(), "60"]) as other:
+    ours, elsewhere = ({"HOME": str(tmp_path / name)} for name in ("work", "passing"))
+    with (
+        subprocess.Popen([binary, "60"], env=ours) as left,
+        subprocess.Popen([binary, "60"], env=elsewhere) as looks,
+        subprocess.Popen([_sleep(), "60"], env=ours) as other,
+    ):
         try:
             time.sleep(0.2)
-            daemon.end_programs(binary)
+            daemon.end_programs(binary, tmp_path / "work")
             assert left.wait(5) == -signal.SIGTERM
             assert other.poll() is None
+            assert looks.poll() is None
         finally:
             other.kill()
+            looks.kill()
 
 
 def test_a_program_that_nothing_ends_is_told_instead_of_waited_for(
@@ -335,14 +342,14 @@ def test_a_program_that_nothing_ends_is_told_instead_of_waited_for(
     binary.write_bytes(_sleep().read_bytes())
     binary.chmod(0o700)
     sent = []
-    with subprocess.Popen([binary, "60"]) as left:
+    with subprocess.Popen([binary, "60"], env={"HOME": str(tmp_path)}) as left:
         time.sleep(0.2)
         # A process in the state D can't be had in a test: signals that never arrive are like it.
         with monkeypatch.context() as patched:
             patched.setattr(daemon, "_GRACE", 0.5)
             patched.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
             with pytest.raises(DeploymentFailed, match=f"helm: process {left.pid} of an earlier"):
-                daemon.end_programs(binary)
+                daemon.end_programs(binary, tmp_path)
         left.kill()
     assert {(left.pid, signal.SIGTERM), (left.pid, signal.SIGKILL)} == set(sent)
 
