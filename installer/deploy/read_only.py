@@ -8,26 +8,37 @@ set is theirs.
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from installer.deploy.snapshot import now
 from installer.errors import DeploymentFailed, PreflightFailed
+from installer.harbor.api import HarborRefused
 from installer.site.http import NotAnswering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from installer.harbor.api import HarborApi
+    from installer.harbor.api import HarborClient
     from installer.site.state import State
 
 _NOTES = "read-only.json"
+_PATH = "/configurations"
 _PATIENCE = 300.0
 _PAUSE = 3.0
 _UNREACHED = (
     "its database would change while it is dumped: is externalURL reachable from this machine?"
 )
+
+
+class _Flag(msgspec.Struct):
+    value: bool
+
+
+class _Configurations(msgspec.Struct):
+    read_only: _Flag
 
 
 class _Notes(msgspec.Struct, frozen=True):
@@ -43,13 +54,13 @@ class ReadOnly:
         self,
         state: State,
         key: str,
-        api: Callable[[], HarborApi],
+        client: Callable[[], HarborClient],
         is_running: Callable[[], bool],
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._state = state
         self._key = key
-        self._api = api
+        self._client = client
         self._is_running = is_running
         self._pause = pause
 
@@ -60,7 +71,7 @@ class ReadOnly:
     def preflight(self) -> None:
         """Raise PreflightFailed if Harbor runs and can't be asked, or doesn't let us in."""
         try:
-            self._api().read_only()
+            _get(self._client())
         except NotAnswering as error:
             if self._is_running():
                 raise PreflightFailed(
@@ -70,9 +81,9 @@ class ReadOnly:
 
     def set(self) -> str:
         """Set it; gives what people should know. Raises DeploymentFailed if it runs and can't."""
-        api = self._api()
+        client = self._client()
         try:
-            if api.read_only() and not self.since():
+            if _get(client) and not self.since():
                 return "Harbor was read-only already and stays so"
         except NotAnswering as error:
             if self._is_running():
@@ -82,7 +93,7 @@ class ReadOnly:
                 ) from error
             return "Harbor was not running, so it was not set read-only"
         self.note()  # before: a run that is killed here must not leave it read-only for ever
-        api.set_read_only(on=True)
+        _set(client, on=True)
         return ""
 
     def note(self) -> None:
@@ -96,7 +107,7 @@ class ReadOnly:
         end = time.monotonic() + patience
         while True:
             try:
-                self._api().set_read_only(on=False)
+                _set(self._client(), on=False)
             except NotAnswering as error:
                 if time.monotonic() >= end:
                     raise DeploymentFailed(
@@ -131,3 +142,32 @@ class LiftReadOnly:
         """Wait until Harbor answers, and lift it; raises DeploymentFailed."""
         self._read_only.lift()
         return ""
+
+
+def _get(client: HarborClient) -> bool:
+    """Whether it says that it is read-only."""
+    try:
+        return client.get(_PATH, type=_Configurations).read_only.value
+    except HarborRefused as error:
+        raise _as_silence(error) from error
+
+
+def _set(client: HarborClient, *, on: bool) -> None:
+    """Set it and read it back, because Harbor answers 200 to what it ignores.
+
+    Set even where Harbor says that it is so already: it may speak from a cache that knows nothing
+    of a database which was restored.
+    """
+    try:
+        client.put(_PATH, {"read_only": on})
+    except HarborRefused as error:
+        raise _as_silence(error) from error
+    if _get(client) != on:
+        raise DeploymentFailed(f"{client.url}: read_only was set to {on}, and is not")
+
+
+def _as_silence(error: HarborRefused) -> Exception:
+    """A Harbor that has lost its database answers 500: worth to be asked again."""
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return NotAnswering(error.url, f"HTTP {error.status}")
+    return error

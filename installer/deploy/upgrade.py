@@ -20,7 +20,7 @@ from installer.deploy.release import HelmRelease
 from installer.deploy.revisions import Revisions
 from installer.deploy.snapshot import UNDO, Snapshot, Snapshots, Undoing, now
 from installer.errors import AirgapError, PreflightFailed
-from installer.harbor.api import HarborApi
+from installer.harbor.api import HarborClient
 from installer.helm.difference import (
     changed_images,
     changed_objects,
@@ -182,7 +182,7 @@ class UpgradableRelease(HelmRelease):
         super().__init__(context, cluster, release)
         self._ca: Callable[[], str] = str
         self.revisions = Revisions(context, release.release_namespace, release.release_name)
-        self.read_only = ReadOnly(context.state, release.key, self._api, self._is_running)
+        self.read_only = ReadOnly(context.state, release.key, self._client, self._is_running)
         self._snapshot = TakeSnapshot(context, release, self._identity, self.read_only)
 
     def reach(self, ca: Callable[[], str]) -> None:
@@ -297,7 +297,7 @@ class UpgradableRelease(HelmRelease):
         """The bundle's chart for it."""
         return self._identity
 
-    def _api(self) -> HarborApi:
+    def _client(self) -> HarborClient:
         harbor, kept = self._release.harbor, self._kept()
         if harbor is None:
             raise ValueError(f"{self._release.key} is no Harbor")
@@ -305,7 +305,8 @@ class UpgradableRelease(HelmRelease):
         written = Path(harbor.admin_password_file) if harbor.admin_password_file else None
         if written and written.is_file():
             passwords.append(read_secret(written))  # today's, if people have changed it
-        return HarborApi(harbor.external_url, self._ca(), list(dict.fromkeys(passwords)))
+        known = list(dict.fromkeys(passwords))
+        return HarborClient(harbor.external_url, self._ca(), known, pauses=())
 
     def _is_running(self) -> bool:
         name = self._release.release_name
