@@ -66,9 +66,9 @@ def command(
     every image of hooks that only an upgrade has. The contents of Secrets are left out. The answer
     needs no cluster, so it can be reviewed before the visit.
     """
+    from installer.deploy.cluster import ClusterInfo  # noqa: PLC0415
     from installer.deploy.context import looking  # noqa: PLC0415 (slow to import)
     from installer.deploy.harbor import HarborParts  # noqa: PLC0415
-    from installer.deploy.preflight import ClusterInfo  # noqa: PLC0415
     from installer.deploy.release import HelmRelease  # noqa: PLC0415
     from installer.site.model import read_site  # noqa: PLC0415
     from installer.site.state import State  # noqa: PLC0415

@@ -15,8 +15,8 @@ from installer.cli.open import bundle_argument, key_option, open_verified, read_
 
 if TYPE_CHECKING:
     from installer.bundle.archive import VerifiedBundle
-    from installer.deploy.checks import Check
     from installer.deploy.plan import Planned, Report, Step
+    from installer.deploy.preflight.verdict import Check
     from installer.site.model import Site
 
 STATE = Path("/var/lib/harbor-airgap")

@@ -18,7 +18,7 @@ from installer.deploy.context import looking, working
 from installer.deploy.harbor import HarborParts
 from installer.deploy.nodes import TellNodes
 from installer.deploy.plan import Report, execute, look, unmeasured
-from installer.deploy.preflight import examine
+from installer.deploy.preflight.examination import examine
 from installer.deploy.push import PushBundle
 from installer.deploy.seed import ServeBundle
 from installer.deploy.upgrade import UpgradableRelease
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from installer.bundle.archive import VerifiedBundle
-    from installer.deploy.checks import Check
+    from installer.deploy.cluster import ClusterInfo
     from installer.deploy.context import Context
     from installer.deploy.plan import Meter, Observer, Planned, Step
-    from installer.deploy.preflight import ClusterInfo
+    from installer.deploy.preflight.verdict import Check
     from installer.site.model import Release, Site
     from installer.site.state import State
 

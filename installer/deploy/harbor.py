@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from installer.deploy.cluster import ClusterInfo
     from installer.deploy.context import Context
     from installer.deploy.plan import Step
-    from installer.deploy.preflight import ClusterInfo
     from installer.site.harbor import Harbor
     from installer.site.model import Release
 

@@ -22,14 +22,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from installer.deploy.checks import Check, gib, quantity
+from installer.deploy.preflight.quantities import gib, quantity
+from installer.deploy.preflight.verdict import Check
 from installer.errors import PreflightFailed
 from installer.harbor.values import OWNERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from installer.deploy.checks import State
+    from installer.deploy.preflight.verdict import State
     from installer.site.harbor import Nfs
 
 _PATIENCE = 10.0

@@ -30,8 +30,8 @@ from installer.site import credentials
 from installer.site.private import private_folder, read_secret, write_file
 
 if TYPE_CHECKING:
+    from installer.deploy.cluster import ClusterInfo
     from installer.deploy.context import Context
-    from installer.deploy.preflight import ClusterInfo
     from installer.helm.client import Helm
     from installer.helm.images import FoundImage
     from installer.site.credentials import HarborSecrets

@@ -22,13 +22,13 @@ import msgspec
 
 from installer.bundle.manifest import parse_time
 from installer.deploy.charts import find_chart, profile_values
+from installer.deploy.cluster import ClusterInfo
 from installer.deploy.database import PrepareDatabase
 from installer.deploy.harbor import HarborParts
 from installer.deploy.images import accepted_ids
 from installer.deploy.installed import InstalledRelease
 from installer.deploy.kubectl import has_ended, troubles
 from installer.deploy.postgresql import Refusal, session, where_is
-from installer.deploy.preflight import ClusterInfo
 from installer.deploy.push import PushBundle
 from installer.deploy.release import HelmRelease
 from installer.deploy.shown import distrust, shown_leaf

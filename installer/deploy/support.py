@@ -29,8 +29,8 @@ import msgspec
 import yaml
 
 from installer.deploy import systemd
+from installer.deploy.cluster import ClusterInfo
 from installer.deploy.harbor import HarborParts
-from installer.deploy.preflight import ClusterInfo
 from installer.deploy.release import HelmRelease
 from installer.documents import read_bounded, read_document
 from installer.environment import closed_environment

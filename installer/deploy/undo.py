@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from installer.deploy.cluster import ClusterInfo
 from installer.deploy.context import looking, working
 from installer.deploy.deployment import Request, steps_of
 from installer.deploy.dump import login_of, programs, statements
 from installer.deploy.plan import Report, execute, look
-from installer.deploy.preflight import ClusterInfo
 from installer.deploy.read_only import LiftReadOnly
 from installer.deploy.snapshot import UNDO, Snapshot, Snapshots, Undoing, check_dump, now
 from installer.deploy.upgrade import UpgradableRelease, database_image

@@ -35,10 +35,10 @@ from installer.site.private import read_secret
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from installer.deploy.cluster import ClusterInfo
     from installer.deploy.context import Context
     from installer.deploy.installed import ChartIdentity
     from installer.deploy.plan import Step
-    from installer.deploy.preflight import ClusterInfo
     from installer.deploy.revisions import Revision
     from installer.site.model import Release
     from installer.site.state import State

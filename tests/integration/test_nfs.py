@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from installer.deploy.checks import Check
+    from installer.deploy.preflight.verdict import Check
     from tests.integration.ganesha import NfsServer
 
     Serve = Callable[..., NfsServer]

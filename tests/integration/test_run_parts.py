@@ -19,8 +19,8 @@ import yaml
 from installer.cli.render import without_secrets
 from installer.deploy import daemon
 from installer.deploy.check import RunningImages
+from installer.deploy.cluster import ClusterInfo
 from installer.deploy.context import Context
-from installer.deploy.preflight import ClusterInfo
 from installer.deploy.push import PushBundle
 from installer.deploy.release import HelmRelease, _htpasswd
 from installer.deploy.seed import ServeBundle

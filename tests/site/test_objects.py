@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from installer.cli.open import open_verified
+from installer.deploy.cluster import ClusterInfo
 from installer.deploy.context import looking
 from installer.deploy.harbor import HarborParts
-from installer.deploy.preflight import ClusterInfo
 from installer.deploy.release import HelmRelease
 from installer.helm.images import read_objects
 from installer.site.authority import ensure_certificates, utc_now
@@ -210,6 +210,8 @@ class Server:
                 parts = HarborParts(context, one, one.harbor, installed, info)
                 if parts.certificate.is_needed() and not parts.certificate.in_cluster:
                     parts.certificate.apply()
+                if parts.internal.is_needed():
+                    parts.internal.apply()
                 before = parts.rendered()
             return f"{before}\n---\n{installed.rendered().objects}"
 

@@ -13,9 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from installer.deploy import checks
-from installer.deploy.checks import Check, Rendered, Resource, refusal
-from installer.deploy.preflight import gather
+from installer.deploy.preflight.conflicts import (
+    check_ingress,
+    check_kinds,
+    check_objects,
+    check_ports,
+    check_releases,
+)
+from installer.deploy.preflight.gather import gather
+from installer.deploy.preflight.nodes import check_capacity, check_clocks, check_disk, check_nodes
+from installer.deploy.preflight.objects import Rendered
+from installer.deploy.preflight.pods import check_lookup, check_pulls, is_decided
+from installer.deploy.preflight.quantities import amount, pod_requests, quantity
+from installer.deploy.preflight.rights import Resource, check_rights, read_resources, wanted_rights
+from installer.deploy.preflight.storage import check_leftovers, check_storage, maker_of_secret
+from installer.deploy.preflight.verdict import Check, refusal
 from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -78,7 +90,7 @@ def rendered(*objects: Any, **more: Any) -> Rendered:
     ],
 )  # fmt: skip
 def test_quantities(text: object, number: str) -> None:
-    assert checks.quantity(text) == Decimal(number)
+    assert quantity(text) == Decimal(number)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +98,7 @@ def test_quantities(text: object, number: str) -> None:
 )
 def test_what_is_no_quantity_is_refused(text: object) -> None:
     with pytest.raises(InvalidInput, match="not a quantity"):
-        checks.quantity(text)
+        quantity(text)
 
 
 NUMBERS = st.integers(0, 10**6)
@@ -94,24 +106,22 @@ NUMBERS = st.integers(0, 10**6)
 
 @given(NUMBERS, NUMBERS)
 def test_quantities_add_up_in_any_unit(first: int, second: int) -> None:
-    assert checks.quantity(f"{first}m") + checks.quantity(f"{second}m") == checks.quantity(
-        f"{first + second}m"
-    )
-    assert checks.quantity(f"{first}Mi") * 1024 == checks.quantity(f"{first}Gi")
-    assert checks.quantity(f"{first}k") == checks.quantity(first * 1000)
-    assert (checks.quantity(f"{first}Ki") < checks.quantity(f"{second}Ki")) == (first < second)
+    assert quantity(f"{first}m") + quantity(f"{second}m") == quantity(f"{first + second}m")
+    assert quantity(f"{first}Mi") * 1024 == quantity(f"{first}Gi")
+    assert quantity(f"{first}k") == quantity(first * 1000)
+    assert (quantity(f"{first}Ki") < quantity(f"{second}Ki")) == (first < second)
 
 
 @given(st.text(max_size=12))
 def test_no_text_breaks_a_quantity(text: str) -> None:
     with suppress(InvalidInput):
-        assert checks.quantity(text).is_finite()
+        assert quantity(text).is_finite()
 
 
 @given(st.decimals(0, 10**6, places=3))
 def test_what_is_written_for_people_is_read_back(value: Decimal) -> None:
-    shown = checks.amount("cpu", value).removeprefix("cpu ")
-    assert abs(checks.quantity(shown) - value) <= Decimal("0.005")
+    shown = amount("cpu", value).removeprefix("cpu ")
+    assert abs(quantity(shown) - value) <= Decimal("0.005")
 
 
 def test_a_pod_requests_what_its_containers_do_or_a_larger_init_container() -> None:
@@ -119,29 +129,29 @@ def test_a_pod_requests_what_its_containers_do_or_a_larger_init_container() -> N
         "containers": [container(cpu="100m"), {"resources": {"limits": {"cpu": "1"}}}, {}],
         "initContainers": [container(cpu="2", memory="1Gi"), container(cpu="200m")],
     }
-    assert checks.pod_requests(spec) == {"cpu": Decimal(2), "memory": Decimal(2**30)}
+    assert pod_requests(spec) == {"cpu": Decimal(2), "memory": Decimal(2**30)}
 
 
 # Nodes
 
 
 def test_nodes() -> None:
-    good = checks.check_nodes([node(), node("n2")], ["linux/amd64"])
+    good = check_nodes([node(), node("n2")], ["linux/amd64"])
     assert (good.state, good.text) == ("ok", "2 for linux/amd64")
-    assert checks.check_nodes([node(arch="arm")], ["linux/arm/v7"]).state == "ok"
-    other = checks.check_nodes([node(arch="arm64")], ["linux/amd64"])
+    assert check_nodes([node(arch="arm")], ["linux/arm/v7"]).state == "ok"
+    other = check_nodes([node(arch="arm64")], ["linux/amd64"])
     assert (other.state, other.error) == ("failed", PreflightFailed)
     assert "n1 is linux/arm64" in other.text
-    cordoned = checks.check_nodes([node(unschedulable=True)], ["linux/amd64"])
+    cordoned = check_nodes([node(unschedulable=True)], ["linux/amd64"])
     assert cordoned.text == "the cluster has no node that takes pods"
-    away = checks.check_nodes([node(), node("n2", ready="Unknown")], ["linux/amd64"])
+    away = check_nodes([node(), node("n2", ready="Unknown")], ["linux/amd64"])
     assert (away.state, away.text) == ("warning", "2 for linux/amd64; not ready: n2")
-    assert checks.check_nodes([node(ready="False")], ["linux/amd64"]).state == "failed"
+    assert check_nodes([node(ready="False")], ["linux/amd64"]).state == "failed"
 
 
 def test_a_pod_that_fits_on_no_node() -> None:
     big = rendered(deployment(requests={"cpu": "1000"}), deployment("small"))
-    found = checks.check_capacity([node(), node("n2")], [], [big])
+    found = check_capacity([node(), node("n2")], [], [big])
     assert found.state == "failed"
     assert "no node has room for core (cpu 1000): 2 pods request cpu 1000;" in found.text
     assert "free on 2 nodes: cpu 8, memory 16.0 GiB, pods 220" in found.text
@@ -149,60 +159,60 @@ def test_a_pod_that_fits_on_no_node() -> None:
 
 def test_replicas_that_fit_one_by_one_but_not_together() -> None:
     three = rendered(deployment(replicas=3, requests={"memory": "5Gi"}))
-    assert checks.check_capacity([node(n) for n in "abc"], [], [three]).state == "ok"
-    assert checks.check_capacity([node(n) for n in "ab"], [], [three]).state == "failed"
+    assert check_capacity([node(n) for n in "abc"], [], [three]).state == "ok"
+    assert check_capacity([node(n) for n in "ab"], [], [three]).state == "failed"
 
 
 def test_what_others_request_is_taken_and_what_is_ours_will_be_free() -> None:
     wanted = [rendered(deployment(requests={"cpu": "3"}))]
     theirs = [pod("n1", cpu="2")]
-    assert checks.check_capacity([node()], theirs, wanted).state == "failed"
+    assert check_capacity([node()], theirs, wanted).state == "failed"
     ended = [{**theirs[0], "status": {"phase": "Succeeded"}}]
-    assert checks.check_capacity([node()], ended, wanted).state == "ok"
+    assert check_capacity([node()], ended, wanted).state == "ok"
     for label in ("release", "app.kubernetes.io/instance"):
         ours = [pod("n1", "harbor", {label: "harbor"}, cpu="2")]
-        assert checks.check_capacity([node()], ours, wanted).state == "ok"
+        assert check_capacity([node()], ours, wanted).state == "ok"
     same_name = [pod("n1", "other", {"release": "harbor"}, cpu="2")]
-    assert checks.check_capacity([node()], same_name, wanted).state == "failed"
+    assert check_capacity([node()], same_name, wanted).state == "failed"
 
 
 def test_a_node_takes_only_so_many_pods() -> None:
     full = node(free={"cpu": "64", "pods": "2"})
-    assert checks.check_capacity([full], [pod("n1")], [rendered(deployment())]).state == "ok"
+    assert check_capacity([full], [pod("n1")], [rendered(deployment())]).state == "ok"
     two = [rendered(deployment(replicas=2))]
-    assert checks.check_capacity([full], [pod("n1")], two).state == "failed"
+    assert check_capacity([full], [pod("n1")], two).state == "failed"
 
 
 def test_taints_keep_pods_away_that_do_not_tolerate_them() -> None:
     taint = {"key": "control-plane", "value": "yes", "effect": "NoSchedule"}
     nodes = [node(taints=[taint])]
-    assert checks.check_capacity(nodes, [], [rendered(deployment())]).state == "failed"
+    assert check_capacity(nodes, [], [rendered(deployment())]).state == "failed"
     for toleration in (
         {"operator": "Exists"},
         {"key": "control-plane", "operator": "Exists", "effect": "NoSchedule"},
         {"key": "control-plane", "value": "yes"},
     ):
         wanted = rendered(deployment(tolerations=[toleration]))
-        assert checks.check_capacity(nodes, [], [wanted]).state == "ok"
+        assert check_capacity(nodes, [], [wanted]).state == "ok"
     for toleration in ({"key": "control-plane", "value": "no"}, {"key": "b", "operator": "Exists"}):
         wanted = rendered(deployment(tolerations=[toleration]))
-        assert checks.check_capacity(nodes, [], [wanted]).state == "failed"
+        assert check_capacity(nodes, [], [wanted]).state == "failed"
     soft = [node(taints=[taint | {"effect": "PreferNoSchedule"}])]
-    assert checks.check_capacity(soft, [], [rendered(deployment())]).state == "ok"
+    assert check_capacity(soft, [], [rendered(deployment())]).state == "ok"
 
 
 def test_a_selector_that_no_node_has_is_a_warning() -> None:
     wanted = rendered(deployment(nodeSelector={"disk": "ssd"}))
-    found = checks.check_capacity([node()], [], [wanted])
+    found = check_capacity([node()], [], [wanted])
     assert found.state == "warning"
     assert "no node has the labels for core (disk=ssd)" in found.text
     here = rendered(deployment(nodeSelector={"kubernetes.io/hostname": "n1"}))
-    assert checks.check_capacity([node()], [], [here]).state == "ok"
+    assert check_capacity([node()], [], [here]).state == "ok"
 
 
 def test_nodes_that_do_not_say_what_they_have() -> None:
     wanted = rendered(deployment(requests={"cpu": "1"}))
-    assert checks.check_capacity([node(free={})], [pod("n1")], [wanted]).state == "warning"
+    assert check_capacity([node(free={})], [pod("n1")], [wanted]).state == "warning"
 
 
 def test_hooks_need_no_room() -> None:
@@ -211,19 +221,19 @@ def test_hooks_need_no_room() -> None:
         metadata={"annotations": {"helm.sh/hook": "pre-upgrade"}},
         spec={"template": {"spec": {"containers": [container(cpu="99")]}}},
     )  # fmt: skip
-    assert checks.check_capacity([node()], [], [rendered(hook)]).state == "ok"
+    assert check_capacity([node()], [], [rendered(hook)]).state == "ok"
 
 
 def test_disk() -> None:
     gib = 2**30
     summary = {"node": {"fs": {"availableBytes": 9 * gib}, "runtime": {"imageFs": {}}}}
-    assert checks.check_disk({"n1": summary}, 3 * gib).state == "ok"
+    assert check_disk({"n1": summary}, 3 * gib).state == "ok"
     short = {"node": {"runtime": {"imageFs": {"availableBytes": 8 * gib}}}}
-    found = checks.check_disk({"n1": summary, "n2": short}, 3 * gib)
+    found = check_disk({"n1": summary, "n2": short}, 3 * gib)
     assert (found.state, found.text) == (
         "warning", "images may take 9.0 GiB on a node: n2 has 8.0 GiB",
     )  # fmt: skip
-    assert checks.check_disk({}, gib).state == "warning"
+    assert check_disk({}, gib).state == "warning"
 
 
 # Volumes
@@ -242,21 +252,21 @@ DEFAULT = storage_class("usual", **{"storageclass.kubernetes.io/is-default-class
 
 def test_a_storage_class_that_is_not_there() -> None:
     wanted = rendered(claim("data", storageClassName="fast"))
-    found = checks.check_storage([storage_class("slow")], [], [wanted])
+    found = check_storage([storage_class("slow")], [], [wanted])
     assert found.state == "failed"
     assert found.text == "there is no StorageClass 'fast', which claim data names"
     assert "there is: slow" in found.hint
-    assert checks.check_storage([storage_class("fast")], [], [wanted]).state == "ok"
+    assert check_storage([storage_class("fast")], [], [wanted]).state == "ok"
     # A claim that is there has its volume.
-    assert checks.check_storage([], [claim("data")], [wanted]).state == "ok"
+    assert check_storage([], [claim("data")], [wanted]).state == "ok"
 
 
 def test_a_claim_without_a_class_takes_the_default() -> None:
     wanted = rendered(claim("data"))
-    assert checks.check_storage([storage_class("slow")], [], [wanted]).state == "failed"
-    assert checks.check_storage([DEFAULT], [], [wanted]).state == "ok"
+    assert check_storage([storage_class("slow")], [], [wanted]).state == "failed"
+    assert check_storage([DEFAULT], [], [wanted]).state == "ok"
     static = rendered(claim("data", storageClassName="", volumeName="pv"))
-    assert checks.check_storage([], [], [static]).state == "ok"
+    assert check_storage([], [], [static]).state == "ok"
 
 
 def stateful(replicas: int = 2) -> dict[str, Any]:
@@ -266,19 +276,19 @@ def stateful(replicas: int = 2) -> dict[str, Any]:
 
 def test_claims_of_stateful_sets_count() -> None:
     assert [name for name, _ in rendered(stateful()).claims()] == ["d-db-0", "d-db-1"]
-    assert checks.check_storage([], [], [rendered(stateful())]).state == "failed"
+    assert check_storage([], [], [rendered(stateful())]).state == "failed"
     there = [claim("d-db-0"), claim("d-db-1")]
-    assert checks.check_storage([], there, [rendered(stateful())]).state == "ok"
+    assert check_storage([], there, [rendered(stateful())]).state == "ok"
 
 
 def test_a_claim_that_pods_mount_is_there_or_is_made() -> None:
     volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "given"}}]
     wanted = rendered(deployment(volumes=volumes))
-    found = checks.check_storage([DEFAULT], [], [wanted])
+    found = check_storage([DEFAULT], [], [wanted])
     assert found.text == "there is no claim given, which core mounts"
-    assert checks.check_storage([], [claim("given")], [wanted]).state == "ok"
+    assert check_storage([], [claim("given")], [wanted]).state == "ok"
     companion = Rendered("harbor", "c", "", (claim("given", storageClassName=""),))
-    assert checks.check_storage([], [], [companion, wanted]).state == "ok"
+    assert check_storage([], [], [companion, wanted]).state == "ok"
 
 
 def named(name: str, *objects: dict[str, Any]) -> Rendered:
@@ -288,35 +298,35 @@ def named(name: str, *objects: dict[str, Any]) -> Rendered:
 def test_a_storage_class_comes_with_an_earlier_release() -> None:
     driver = named("driver", thing("StorageClass", "nfs-csi", "storage.k8s.io/v1"))
     wanted = named("harbor", claim("data", storageClassName="nfs-csi"))
-    assert checks.check_storage([], [], [driver, wanted]).state == "ok"
-    found = checks.check_storage([], [], [wanted, driver])
+    assert check_storage([], [], [driver, wanted]).state == "ok"
+    found = check_storage([], [], [wanted, driver])
     assert found.state == "failed"
     assert found.text.endswith("names, before release harbor/driver brings it")
     unnamed = named("harbor", claim("data"))
-    assert checks.check_storage([], [], [driver, unnamed]).state == "failed"
+    assert check_storage([], [], [driver, unnamed]).state == "failed"
     usual = thing("StorageClass", "usual", metadata=DEFAULT["metadata"])
-    assert checks.check_storage([], [], [named("driver", usual), unnamed]).state == "ok"
+    assert check_storage([], [], [named("driver", usual), unnamed]).state == "ok"
 
 
 def test_a_claim_comes_with_an_earlier_release() -> None:
     volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "given"}}]
     wanted = named("harbor", deployment(volumes=volumes))
     before = named("data", claim("given", storageClassName="", volumeName="pv"))
-    assert checks.check_storage([], [], [before, wanted]).state == "ok"
-    assert checks.check_storage([], [], [wanted, before]).state == "failed"
+    assert check_storage([], [], [before, wanted]).state == "ok"
+    assert check_storage([], [], [wanted, before]).state == "failed"
 
 
 def test_a_claim_that_is_there_can_not_be_changed() -> None:
     there = [claim("data", storageClassName="old", accessModes=["ReadWriteOnce"])]
     same = rendered(claim("data", storageClassName="old", accessModes=["ReadWriteOnce"]))
-    assert checks.check_storage([], there, [same]).state == "ok"
+    assert check_storage([], there, [same]).state == "ok"
     shared = rendered(claim("data", storageClassName="old", accessModes=["ReadWriteMany"]))
-    found = checks.check_storage([], there, [shared])
+    found = check_storage([], there, [shared])
     assert found.state == "failed"
     assert "harbor/data is there with accessModes ['ReadWriteOnce'], and ['ReadWriteM" in found.text
     other = rendered(claim("data", storageClassName="new", accessModes=["ReadWriteOnce"]))
-    assert "storageClassName old, and new" in checks.check_storage([], there, [other]).text
-    assert checks.check_storage([], there, [rendered(claim("data"))]).state == "ok"
+    assert "storageClassName old, and new" in check_storage([], there, [other]).text
+    assert check_storage([], there, [rendered(claim("data"))]).state == "ok"
 
 
 def test_pods_of_several_nodes_can_not_share_a_volume_of_one() -> None:
@@ -327,38 +337,38 @@ def test_pods_of_several_nodes_can_not_share_a_volume_of_one() -> None:
         return rendered(made, deployment(replicas=replicas, volumes=volumes))
 
     fast = [storage_class("fast")]
-    found = checks.check_storage(fast, [], [two("ReadWriteOnce")], nodes=2)
+    found = check_storage(fast, [], [two("ReadWriteOnce")], nodes=2)
     assert found.state == "warning"
     assert found.text == "2 pods mount claim data, which is ReadWriteOnce"
     assert "accessMode: ReadWriteMany" in found.hint
-    assert checks.check_storage(fast, [], [two("ReadWriteOnce")], nodes=1).state == "ok"
-    assert checks.check_storage(fast, [], [two("ReadWriteOnce", 1)], nodes=2).state == "ok"
-    assert checks.check_storage(fast, [], [two("ReadWriteMany")], nodes=2).state == "ok"
+    assert check_storage(fast, [], [two("ReadWriteOnce")], nodes=1).state == "ok"
+    assert check_storage(fast, [], [two("ReadWriteOnce", 1)], nodes=2).state == "ok"
+    assert check_storage(fast, [], [two("ReadWriteMany")], nodes=2).state == "ok"
 
 
 def test_a_secret_comes_with_an_earlier_release() -> None:
     secret = thing("Secret", "tls")
-    assert checks.maker_of_secret([named("pki", secret)], "harbor", "tls") == "harbor/pki"
-    assert checks.maker_of_secret([named("pki", secret)], "other", "tls") == ""
+    assert maker_of_secret([named("pki", secret)], "harbor", "tls") == "harbor/pki"
+    assert maker_of_secret([named("pki", secret)], "other", "tls") == ""
     elsewhere = thing("Secret", "tls", metadata={"namespace": "other"})
-    assert checks.maker_of_secret([named("pki", elsewhere)], "other", "tls") == "harbor/pki"
+    assert maker_of_secret([named("pki", elsewhere)], "other", "tls") == "harbor/pki"
 
 
 def test_a_folder_of_the_node_is_not_the_other_nodes_folder() -> None:
     wanted = [rendered(thing("PersistentVolume", "v", spec={"hostPath": {"path": "/x"}}))]
-    assert checks.check_storage([], [], wanted).state == "ok"
-    assert checks.check_storage([], [], wanted, nodes=2).state == "warning"
+    assert check_storage([], [], wanted).state == "ok"
+    assert check_storage([], [], wanted, nodes=2).state == "warning"
 
 
 def test_claims_of_a_former_release() -> None:
     there = [claim("d-db-0")]
-    lost = checks.check_leftovers(there, [rendered(stateful(), keys_kept=False)])
+    lost = check_leftovers(there, [rendered(stateful(), keys_kept=False)])
     assert lost.state == "failed"
     assert "harbor/d-db-0" in lost.text
-    assert checks.check_leftovers(there, [rendered(stateful())]).state == "ok"
+    assert check_leftovers(there, [rendered(stateful())]).state == "ok"
     running = rendered(stateful(), keys_kept=False, found={"name": "harbor"})
-    assert checks.check_leftovers(there, [running]).text == "none"
-    assert checks.check_leftovers([], [rendered(stateful(), keys_kept=False)]).state == "ok"
+    assert check_leftovers(there, [running]).text == "none"
+    assert check_leftovers([], [rendered(stateful(), keys_kept=False)]).state == "ok"
 
 
 # What others may have
@@ -366,25 +376,25 @@ def test_claims_of_a_former_release() -> None:
 
 def test_a_node_port_of_somebody_else() -> None:
     wanted = [rendered(service("harbor", 30002))]
-    taken = checks.check_ports([service("web", 30002, namespace="shop")], wanted)
+    taken = check_ports([service("web", 30002, namespace="shop")], wanted)
     assert taken.state == "failed"
     assert taken.text == "taken: 30002 belongs to Service shop/web"
     ours = service("harbor", 30002, namespace="harbor")
-    assert checks.check_ports([ours], wanted).text == "30002 free or ours"
+    assert check_ports([ours], wanted).text == "30002 free or ours"
     health = service("lb", 31000, namespace="shop")
     health["spec"]["healthCheckNodePort"] = 30002
-    assert checks.check_ports([health], wanted).state == "failed"
+    assert check_ports([health], wanted).state == "failed"
 
 
 def test_two_releases_that_want_the_same_node_port() -> None:
     second = Rendered("b", "harbor", "harbor", (service("harbor", 30002),))
-    found = checks.check_ports([], [rendered(service("harbor", 30002)), second])
+    found = check_ports([], [rendered(service("harbor", 30002)), second])
     assert found.text == "taken: 30002 belongs to Service harbor/harbor"
 
 
 def test_a_node_port_out_of_the_usual_range_is_a_warning() -> None:
-    assert checks.check_ports([], [rendered(service("harbor", 8443))]).state == "warning"
-    assert checks.check_ports([], [rendered()]).text == "none needed"
+    assert check_ports([], [rendered(service("harbor", 8443))]).state == "warning"
+    assert check_ports([], [rendered()]).text == "none needed"
 
 
 def ingress(name: str, host: str, class_name: str = "", **metadata: Any) -> dict[str, Any]:
@@ -397,34 +407,34 @@ def ingress(name: str, host: str, class_name: str = "", **metadata: Any) -> dict
 def test_ingress() -> None:
     nginx = {"metadata": {"name": "nginx"}}
     wanted = [rendered(ingress("harbor", "h.example", "nginx"))]
-    assert checks.check_ingress([], [nginx], wanted).state == "ok"
-    assert "no IngressClass 'nginx'" in checks.check_ingress([], [], wanted).text
+    assert check_ingress([], [nginx], wanted).state == "ok"
+    assert "no IngressClass 'nginx'" in check_ingress([], [], wanted).text
     other = ingress("web", "h.example", namespace="shop")
-    taken = checks.check_ingress([other], [nginx], wanted)
+    taken = check_ingress([other], [nginx], wanted)
     assert (taken.state, taken.text) == ("failed", "host h.example belongs to Ingress shop/web")
     ours = ingress("harbor", "h.example", namespace="harbor")
-    assert checks.check_ingress([ours], [nginx], wanted).state == "ok"
+    assert check_ingress([ours], [nginx], wanted).state == "ok"
     unnamed = [rendered(ingress("harbor", "h.example"))]
-    assert checks.check_ingress([], [nginx], unnamed).state == "warning"
+    assert check_ingress([], [nginx], unnamed).state == "warning"
     nginx["metadata"]["annotations"] = {"ingressclass.kubernetes.io/is-default-class": "true"}  # type: ignore[assignment]  # an object of the API
-    assert checks.check_ingress([], [nginx], unnamed).state == "ok"
+    assert check_ingress([], [nginx], unnamed).state == "ok"
     brought = named("web", thing("IngressClass", "nginx", "networking.k8s.io/v1"))
-    assert checks.check_ingress([], [], [brought, *wanted]).state == "ok"
-    assert checks.check_ingress([], [], [*wanted, brought]).state == "failed"
+    assert check_ingress([], [], [brought, *wanted]).state == "ok"
+    assert check_ingress([], [], [*wanted, brought]).state == "failed"
 
 
 def test_objects_that_are_not_the_releases_own() -> None:
     wanted = [rendered(thing("ConfigMap", "m"), thing("PersistentVolume", "v"))]
     ours = ["ConfigMap", "harbor", "m", "harbor", "harbor"]
     elsewhere = ["ConfigMap", "other", "m", "", ""]
-    assert checks.check_objects([ours, elsewhere], wanted).state == "ok"
-    found = checks.check_objects([["PersistentVolume", "", "v", "old", "harbor"]], wanted)
+    assert check_objects([ours, elsewhere], wanted).state == "ok"
+    found = check_objects([["PersistentVolume", "", "v", "old", "harbor"]], wanted)
     assert found.state == "failed"
     assert found.text == "PersistentVolume v (release: harbor/old)"
     definition = [rendered(thing("CustomResourceDefinition", "d"))]
     known = [["CustomResourceDefinition", "", "d", "", ""]]
-    assert checks.check_objects(known, definition).state == "ok"
-    found = checks.check_objects([["ConfigMap", "harbor", "m", "", ""]], wanted)
+    assert check_objects(known, definition).state == "ok"
+    found = check_objects([["ConfigMap", "harbor", "m", "", ""]], wanted)
     assert found.text == "ConfigMap m in harbor (release: nobody)"
 
 
@@ -433,15 +443,13 @@ def test_releases() -> None:
         return {"namespace": namespace, "name": name, "chart": chart}
 
     wanted = [rendered()]
-    assert (
-        checks.check_releases([listed("harbor", "harbor", "harbor-1.18.4")], wanted).state == "ok"
-    )
-    wrong = checks.check_releases([listed("harbor", "harbor", "harbor-lite-1.2.3")], wanted)
+    assert check_releases([listed("harbor", "harbor", "harbor-1.18.4")], wanted).state == "ok"
+    wrong = check_releases([listed("harbor", "harbor", "harbor-lite-1.2.3")], wanted)
     assert (wrong.state, wrong.text) == (
         "failed", "harbor/harbor is of chart harbor-lite-1.2.3, not of harbor",
     )  # fmt: skip
     others = [listed("b", "harbor", "harbor-1.19.0-rc.1+x"), listed("b", "web", "web-1.0.0")]
-    found = checks.check_releases(others, wanted)
+    found = check_releases(others, wanted)
     assert found.state == "ok"
     assert found.text.endswith("of the same chart: b/harbor (harbor-1.19.0-rc.1+x)")
 
@@ -473,35 +481,35 @@ def review(*rules: Any, incomplete: bool = False) -> dict[str, Any]:
 
 
 def test_which_rights_are_wanted() -> None:
-    resources = checks.read_resources(LISTS)
+    resources = read_resources(LISTS)
     assert ("v1", "Pod") not in resources
     wanted = [rendered(deployment(), thing("PersistentVolume", "v"))]
-    inside, outside = checks.wanted_rights(resources, wanted)
+    inside, outside = wanted_rights(resources, wanted)
     assert {str(one) for one in inside["harbor"]} == {"secrets", "deployments.apps"}
     assert outside == {VOLUMES, NAMESPACES}
     again = [rendered(deployment(), found={"name": "harbor"})]
-    assert checks.wanted_rights(resources, again)[1] == set()
+    assert wanted_rights(resources, again)[1] == set()
 
 
 def test_rights() -> None:
     wanted = {"harbor": {Resource("apps", "deployments", namespaced=True)}}
-    may = checks.check_rights(review(ALL), wanted, {NAMESPACES: True}, who="admin")
+    may = check_rights(review(ALL), wanted, {NAMESPACES: True}, who="admin")
     assert (may.state, may.text) == ("ok", "admin may make all that is rendered")
     verbs = ["get", "create", "patch"]
     some = {"verbs": verbs, "apiGroups": ["apps"], "resources": ["deployments"]}
-    lacking = checks.check_rights(review(some), wanted, {NAMESPACES: False}, who="ops")
+    lacking = check_rights(review(some), wanted, {NAMESPACES: False}, who="ops")
     assert lacking.state == "failed"
     assert lacking.text == "ops may not create namespaces, delete deployments.apps in harbor"
     named = {**some, "verbs": ["*"], "resourceNames": ["one"]}
-    assert checks.check_rights(review(named), wanted, {}).state == "failed"
-    unlisted = checks.check_rights(review(some, incomplete=True), wanted, {})
+    assert check_rights(review(named), wanted, {}).state == "failed"
+    unlisted = check_rights(review(some, incomplete=True), wanted, {})
     assert unlisted.state == "warning"
-    assert checks.check_rights({}, wanted, {}).state == "failed"
+    assert check_rights({}, wanted, {}).state == "failed"
 
 
 def test_kinds_that_the_cluster_does_not_serve() -> None:
     monitor = thing("ServiceMonitor", "m", "monitoring.coreos.com/v1")
-    found = checks.check_kinds(["v1"], [rendered(monitor, thing("ConfigMap", "m"))])
+    found = check_kinds(["v1"], [rendered(monitor, thing("ConfigMap", "m"))])
     assert found.state == "failed"
     assert found.text == "the cluster has no ServiceMonitor (monitoring.coreos.com/v1)"
     definition = thing(
@@ -509,8 +517,8 @@ def test_kinds_that_the_cluster_does_not_serve() -> None:
         spec={"group": "monitoring.coreos.com"},
     )  # fmt: skip
     served = ["v1", "apiextensions.k8s.io/v1"]
-    assert checks.check_kinds(served, [rendered(definition), rendered(monitor)]).state == "ok"
-    late = checks.check_kinds(served, [rendered(monitor), rendered(definition)])
+    assert check_kinds(served, [rendered(definition), rendered(monitor)]).state == "ok"
+    late = check_kinds(served, [rendered(monitor), rendered(definition)])
     assert late.state == "failed"
     assert "earlier in site.yaml" in late.hint
 
@@ -532,21 +540,21 @@ def lease(name: str, ahead: float) -> dict[str, Any]:
      (-86400, "failed")],
 )  # fmt: skip
 def test_the_clock_of_a_node(ahead: float, state: str) -> None:
-    found = checks.check_clocks(NOW, NOW, NOW, [node()], [lease("n1", ahead)])
+    found = check_clocks(NOW, NOW, NOW, [node()], [lease("n1", ahead)])
     assert found.state == state, found.text
 
 
 def test_other_clocks() -> None:
-    behind = checks.check_clocks(NOW, NOW, NOW - timedelta(hours=2), [], [])
+    behind = check_clocks(NOW, NOW, NOW - timedelta(hours=2), [], [])
     assert (behind.state, behind.text) == (
         "failed", "seen from this machine the API server is 120 min behind",
     )  # fmt: skip
-    assert checks.check_clocks(NOW, NOW, None, [node()], []).state == "warning"
+    assert check_clocks(NOW, NOW, None, [node()], []).state == "warning"
     # Whoever was asked for long has not been late.
-    slow = checks.check_clocks(NOW, NOW + timedelta(minutes=9), NOW, [node()], [lease("n1", 500)])
+    slow = check_clocks(NOW, NOW + timedelta(minutes=9), NOW, [node()], [lease("n1", 500)])
     assert slow.text == "the API server and 1 node within 30 s of this machine"
     # Of a node that is away the lease is old.
-    gone = checks.check_clocks(NOW, NOW, NOW, [node(ready="Unknown")], [lease("n1", -9999)])
+    gone = check_clocks(NOW, NOW, NOW, [node(ready="Unknown")], [lease("n1", -9999)])
     assert gone.state == "ok"
 
 
@@ -564,21 +572,21 @@ REFUSED = {"reason": "ErrImagePull", "message": "dial tcp 10.0.0.5:5000:\n conne
 def test_pulls() -> None:
     good = pulled(image_id="seed/app@sha256:1", terminated={"reason": "StartError"})
     bad = pulled("Pending", waiting=REFUSED)
-    assert checks.check_pulls({"n1": good}, "app").state == "ok"
-    found = checks.check_pulls({"n1": good, "n2": bad, "n3": {}}, "app")
+    assert check_pulls({"n1": good}, "app").state == "ok"
+    found = check_pulls({"n1": good, "n2": bad, "n3": {}}, "app")
     assert found.state == "failed"
     assert found.text.startswith("2 of 3 can't: n2: ErrImagePull: dial tcp 10.0.0.5:5000: conn")
     assert found.text.endswith("n3: no answer")
-    assert checks.is_decided(good)
-    assert checks.is_decided(bad)
-    assert not checks.is_decided(pulled("Pending", waiting={"reason": "ContainerCreating"}))
+    assert is_decided(good)
+    assert is_decided(bad)
+    assert not is_decided(pulled("Pending", waiting={"reason": "ContainerCreating"}))
 
 
 def test_lookups() -> None:
-    assert checks.check_lookup("h", pulled("Succeeded")).state == "ok"
-    assert checks.check_lookup("h", pulled("Failed")).text == "pods don't find h"
-    assert "ErrImagePull" in checks.check_lookup("h", pulled("Pending", waiting=REFUSED)).text
-    assert checks.check_lookup("h", {}).state == "warning"
+    assert check_lookup("h", pulled("Succeeded")).state == "ok"
+    assert check_lookup("h", pulled("Failed")).text == "pods don't find h"
+    assert "ErrImagePull" in check_lookup("h", pulled("Pending", waiting=REFUSED)).text
+    assert check_lookup("h", {}).state == "warning"
 
 
 # All of them together

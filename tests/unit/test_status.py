@@ -26,8 +26,8 @@ from cryptography.x509.oid import NameOID
 
 from installer.cli.status import exit_code
 from installer.deploy import status
+from installer.deploy.cluster import ClusterInfo
 from installer.deploy.context import looking
-from installer.deploy.preflight import ClusterInfo
 from installer.deploy.release import HelmRelease
 from installer.deploy.status import Line, Part, Status, ask_all, differing, look
 from installer.deploy.tools import own_platform

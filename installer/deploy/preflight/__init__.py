@@ -1,0 +1,1 @@
+"""What must hold before anything is changed; ``examination`` is where it begins."""
