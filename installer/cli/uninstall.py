@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from installer.deploy.uninstall import Outlook, Remains
+    from installer.deploy.removal import Remains
+    from installer.deploy.uninstall import Outlook
 
 _DATA = "delete data"
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from installer.deploy.context import Context
+    from installer.site.state import State
 
 _PENDING = "pending-"
 _UNINSTALLING = "uninstalling"
@@ -96,7 +97,9 @@ class InstalledRelease:
             if found:
                 error.hint = "; ".join([*found, error.hint])
             raise
-        self._context.state.write(_FILE, _Applied({**self._applied(), self.key: chart.sha256}))
+        self._context.state.write(
+            _FILE, _Applied({**applied_charts(self._context.state), self.key: chart.sha256})
+        )
 
     def _clear_pending(self) -> None:
         """Forget Helm's note of an operation that nobody is doing any more.
@@ -126,7 +129,18 @@ class InstalledRelease:
             self._context.helm.uninstall(self.name, self.namespace, timeout=timeout)
 
     def _applied(self) -> dict[str, str]:
-        return (self._context.state.read(_FILE, _Applied) or _Applied()).charts
+        return applied_charts(self._context.state)
+
+    def forget(self) -> None:
+        """Let the next run see that it isn't as it was made, whatever Helm says."""
+        state = self._context.state
+        charts = {key: of for key, of in applied_charts(state).items() if key != self.key}
+        state.write(_FILE, _Applied(charts))
+
+
+def applied_charts(state: State) -> dict[str, str]:
+    """sha256 (hex) of the chart that each release, by its key, was last brought to."""
+    return (state.read(_FILE, _Applied) or _Applied()).charts
 
 
 def _without_nulls(value: Any) -> Any:

@@ -8,31 +8,29 @@ its data: claims and volumes keep Helm's marks, by which Helm 3 and 4 take them 
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-# What is private there says how files are called: here they must be called the same.
-from installer.deploy import daemon, systemd
+from installer.deploy import daemon
 from installer.deploy.certificates import registry_host
 from installer.deploy.context import check_state_folder, looking, working
-from installer.deploy.haproxy import _KEPT, InstallHAProxy, _Kept, _owner, _program, _run
-from installer.deploy.installed import _FILE, InstalledRelease, _Applied
-from installer.deploy.kept_secrets import secret_name
-from installer.deploy.kubectl import has_ended
-from installer.deploy.nodes import hosts_toml
+from installer.deploy.installed import applied_charts
+from installer.deploy.local_removal import ForgetHost, RestoreHAProxy, StopSeed
 from installer.deploy.plan import Report, execute, look
-from installer.deploy.systemd import _UNITS
-from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed, TransferFailed
-from installer.site.private import read_file, write_file
+from installer.deploy.removal import (
+    DeleteData,
+    Remains,
+    RemoveRelease,
+    companions,
+    helm_names,
+    volume_content,
+)
+from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
 from installer.site.section import check_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator
 
     from installer.bundle.archive import VerifiedBundle
     from installer.deploy.context import Context
@@ -42,13 +40,7 @@ if TYPE_CHECKING:
     from installer.site.state import State
 
 _PATIENCE = 20
-_PAUSE = 1.0
 _SHOWN = 5
-_WORDS = 1000
-_SECONDS = 300
-"""In which claims and volumes go when nothing uses them any more."""
-_INSTANCE = "app.kubernetes.io/instance"
-_MADE_BY = "meta.helm.sh/release-name"
 _GIVEN = ("configmap/kube-root-ca.crt",)
 """What Kubernetes puts into every namespace."""
 _LISTED = "pods,deployments,statefulsets,daemonsets,jobs,services,ingresses,persistentvolumeclaims"
@@ -78,14 +70,6 @@ class Request:
                     hint=f"it has {', '.join(known)}",
                 )
         return [r for r in reversed(self.site.releases) if not self.keys or r.key in self.keys]
-
-
-class Remains(msgspec.Struct, frozen=True):
-    """Something that stays: what and where, and what a person can do with it."""
-
-    what: str
-    where: str
-    note: str
 
 
 @dataclass(frozen=True)
@@ -191,7 +175,7 @@ class _Parts:
                 steps.append(balancer)
             steps += [
                 RemoveRelease(self._context, release, name)
-                for name in (release.release_name, *_companions(release))
+                for name in (release.release_name, *companions(release))
             ]
             if self._delete_data:
                 steps.append(DeleteData(self._context, release))
@@ -222,10 +206,9 @@ class _Parts:
 
     def _others(self) -> list[str]:
         """Releases of the site that are there and stay, also those that left site.yaml."""
-        state = self._context.state
-        ever = (state.read(_FILE, _Applied) or _Applied()).charts
-        here = [f"{r.release_namespace}/{n}" for r in self._site.releases for n in _names(r)]
-        going = {f"{r.release_namespace}/{n}" for r in self._releases for n in _names(r)}
+        ever = applied_charts(self._context.state)
+        here = [f"{r.release_namespace}/{n}" for r in self._site.releases for n in helm_names(r)]
+        going = {f"{r.release_namespace}/{n}" for r in self._releases for n in helm_names(r)}
         keys = dict.fromkeys(key for key in (*here, *ever) if key not in going)
         found = {
             f"{namespace}/{entry.get('name')}"
@@ -255,7 +238,7 @@ class _Parts:
                 yield Remains("claim", where, "the next run takes it over")
             for volume in data.volumes():
                 then = _released(volume) or "the next run takes it over"
-                note = f"content: {_content(volume)}; {then}"
+                note = f"content: {volume_content(volume)}; {then}"
                 yield Remains("volume", volume["metadata"]["name"], note)
             for secret in data.secrets():
                 where = f"Secret {release.release_namespace}/{secret['metadata']['name']}"
@@ -321,15 +304,6 @@ class _Parts:
         )
 
 
-def _companions(release: Release) -> list[str]:
-    return [f"{release.release_name}-companion"] if release.harbor is not None else []
-
-
-def _names(release: Release) -> list[str]:
-    """Helm's names of a release and of what the installer put beside it."""
-    return [release.release_name, *_companions(release)]
-
-
 def _database(database: Database) -> Remains:
     name, role = _identifier(database.name), _identifier(database.username)
     return Remains(
@@ -345,16 +319,6 @@ def _identifier(name: str) -> str:
     return f'"{doubled}"'
 
 
-def _content(volume: dict[str, Any]) -> str:
-    """Where a volume's bytes are, for a person."""
-    spec = volume["spec"]
-    if nfs := spec.get("nfs"):
-        return f"{nfs['server']}:{nfs['path']}"
-    if folder := spec.get("hostPath"):
-        return f"{folder['path']} on the node"
-    return f"of storage class {spec.get('storageClassName') or '(none)'}"
-
-
 def _released(volume: dict[str, Any]) -> str:
     """What to do with a volume whose claim was deleted; nothing for one that has its claim."""
     if volume.get("status", {}).get("phase") != "Released":
@@ -365,388 +329,3 @@ def _released(volume: dict[str, Any]) -> str:
         "its claim was deleted, so that no other is bound to it until `kubectl patch pv "
         f"{volume['metadata']['name']} --type=json --patch='{patch}'`"
     )
-
-
-class RemoveRelease:
-    """Let Helm uninstall one release, and wait until nothing of it runs."""
-
-    def __init__(self, context: Context, release: Release, name: str) -> None:
-        """``name`` is Helm's, of ``release`` or of its companion."""
-        self._context = context
-        self._timeout = release.timeout
-        self._is_harbor = release.harbor is not None and name == release.release_name
-        self._installed = InstalledRelease(context, release.release_namespace, name)
-        self._namespace = f"--namespace={release.release_namespace}"
-        self.name = f"uninstall:{self._installed.key}"
-        self.sentence = f"Uninstall the release {self._installed.key}"
-
-    def check(self) -> bool:
-        """Whether it is gone, with its jobs and pods."""
-        return self._installed.found() is None and not self._jobs() and not self._running()
-
-    def apply(self) -> str:
-        """Uninstall it; raises DeploymentFailed, also for pods that do not end."""
-        installed = self._installed
-        if installed.found() is not None:
-            self._forget()
-            # Helm deletes Services before what needs them: pods would ask the site's DNS for names
-            # that only the cluster knew, and could not tell each other that they end.
-            if self._is_harbor and (workloads := [*self._workloads(), *self._jobs()]):
-                self._delete(*workloads)
-                self._wait()
-            self._context.helm.uninstall(installed.name, installed.namespace, timeout=self._timeout)
-        # Helm leaves the jobs of hooks; one that failed would try again for ever.
-        if jobs := self._jobs():
-            self._delete(*jobs)
-        self._wait()
-        return ""
-
-    def _forget(self) -> None:
-        """Let the next run see that the release isn't as it was made, whatever Helm says."""
-        state = self._context.state
-        applied = state.read(_FILE, _Applied) or _Applied()
-        charts = {key: of for key, of in applied.charts.items() if key != self._installed.key}
-        state.write(_FILE, msgspec.structs.replace(applied, charts=charts))
-
-    def _wait(self) -> None:
-        end = time.monotonic() + self._timeout
-        while running := self._running():
-            if time.monotonic() >= end:
-                raise DeploymentFailed(
-                    f"pods of {self._installed.key} do not end: {', '.join(running[:_SHOWN])}",
-                    hint="is their node away? `kubectl describe pod` says what they wait for",
-                )
-            time.sleep(_PAUSE)
-
-    def _delete(self, *objects: str) -> None:
-        self._context.kubectl.run(
-            "delete", *objects, self._namespace, "--ignore-not-found", "--wait=false"
-        )
-
-    def _workloads(self) -> list[str]:
-        """What makes its pods, by the marks that Helm gives to all that it makes."""
-        found = self._context.kubectl.get(
-            "get", "deployments,statefulsets,daemonsets", self._namespace
-        ).get("items", [])
-        return [
-            f"{one['kind'].lower()}/{one['metadata']['name']}"
-            for one in found
-            if (one["metadata"].get("annotations") or {}).get(_MADE_BY) == self._installed.name
-        ]
-
-    def _jobs(self) -> list[str]:
-        found = self._context.kubectl.get("get", "jobs", self._namespace).get("items", [])
-        return [f"job/{job['metadata']['name']}" for job in found if self._is_ours(job)]
-
-    def _running(self) -> list[str]:
-        """Pods that have not ended, or have but are still there to be deleted."""
-        found = self._context.kubectl.get("get", "pods", self._namespace).get("items", [])
-        return [
-            pod["metadata"]["name"]
-            for pod in found
-            if self._is_ours(pod) and ("deletionTimestamp" in pod["metadata"] or not has_ended(pod))
-        ]
-
-    def _is_ours(self, found: dict[str, Any]) -> bool:
-        return _belongs(found, (self._installed.name,))
-
-
-def _belongs(found: dict[str, Any], names: Collection[str]) -> bool:
-    """Whether an object of the namespace is one of the releases' by its labels."""
-    labels = found["metadata"].get("labels") or {}
-    # Charts say it in one of these two ways; the claims of Harbor's StatefulSets in the old one.
-    older = labels.get("release") if labels.get("heritage") == "Helm" else None
-    return labels.get(_INSTANCE) in names or older in names
-
-
-class DeleteData:
-    """Delete the claims and volumes of a release; content that is no provisioner's stays."""
-
-    def __init__(self, context: Context, release: Release) -> None:
-        self._kubectl = context.kubectl
-        self._namespace = release.release_namespace
-        self._names = _names(release)
-        storage = release.harbor.storage if release.harbor else None
-        self._brought = storage.claim if storage else ""
-        self.name = f"uninstall:data:{release.key}"
-        self.sentence = f"Delete the claims, volumes and kept secrets of {release.key}"
-
-    def claims(self) -> list[dict[str, Any]]:
-        """Its PersistentVolumeClaims, but for one that site.yaml found there."""
-        found = self._kubectl.get(
-            "get", "persistentvolumeclaims", f"--namespace={self._namespace}"
-        ).get("items", [])
-        return [
-            claim
-            for claim in found
-            if _belongs(claim, self._names) and claim["metadata"]["name"] != self._brought
-        ]
-
-    def volumes(self) -> list[dict[str, Any]]:
-        """Its PersistentVolumes; those of a provisioner are the provisioner's."""
-        found = self._kubectl.get("get", "persistentvolumes").get("items", [])
-        return [
-            volume
-            for volume in found
-            # Volumes have no namespace: a release of the same name may be in another one.
-            if _belongs(volume, self._names)
-            and (volume["spec"].get("claimRef") or {}).get("namespace") == self._namespace
-        ]
-
-    def secrets(self) -> list[dict[str, Any]]:
-        """The Secret with a copy of what the state folder keeps."""
-        found = self._kubectl.get("get", "secrets", f"--namespace={self._namespace}")
-        name = secret_name(self._names[0])
-        return [one for one in found.get("items", []) if one["metadata"]["name"] == name]
-
-    def details(self) -> list[str]:
-        """What would go, a line each."""
-        lines = [
-            f"Secret {self._namespace}/{one['metadata']['name']}; the state folder keeps the same"
-            for one in self.secrets()
-        ]
-        for claim in self.claims():
-            of = claim["spec"].get("storageClassName")
-            content = f"; its content too, if storage class {of} deletes it" if of else ""
-            lines.append(f"claim {self._namespace}/{claim['metadata']['name']}{content}")
-        return lines + [
-            f"volume {volume['metadata']['name']}; its content, {_content(volume)}, is not touched"
-            for volume in self.volumes()
-        ]
-
-    def check(self) -> bool:
-        """Whether there are none."""
-        return not self.claims() and not self.volumes() and not self.secrets()
-
-    def apply(self) -> str:
-        """Delete the claims, then the volumes; raises DeploymentFailed when one doesn't go."""
-        claims = self.claims()
-        theirs = self._provisioned(claims)
-        # The other way round a volume would wait for its claim.
-        self._delete("persistentvolumeclaims", claims, f"--namespace={self._namespace}")
-        self._wait(theirs)
-        volumes = self.volumes()
-        self._delete("persistentvolumes", volumes)
-        self._delete("secrets", self.secrets(), f"--namespace={self._namespace}")
-        return "; ".join(f"the content of {_content(v)} is not touched" for v in volumes)
-
-    def _provisioned(self, claims: Sequence[dict[str, Any]]) -> set[str]:
-        """Volumes of the claims that a provisioner deletes after them."""
-        names = {claim["metadata"]["name"] for claim in claims}
-        found = self._kubectl.get("get", "persistentvolumes").get("items", []) if names else []
-        return {
-            volume["metadata"]["name"]
-            for volume in found
-            if volume["spec"].get("persistentVolumeReclaimPolicy") == "Delete"
-            and (of := volume["spec"].get("claimRef") or {}).get("namespace") == self._namespace
-            and of.get("name") in names
-        }
-
-    def _wait(self, names: set[str]) -> None:
-        """Let provisioners do it: theirs may be the next release to go."""
-        end = time.monotonic() + _SECONDS
-        while names:
-            found = self._kubectl.get("get", "persistentvolumes").get("items", [])
-            names &= {volume["metadata"]["name"] for volume in found}
-            if names and time.monotonic() >= end:
-                raise DeploymentFailed(
-                    f"their storage class does not delete volumes {', '.join(sorted(names))}",
-                    hint="is its provisioner well? `kubectl describe pv` says more; run the same "
-                    "command again to go on without it",
-                )
-            time.sleep(_PAUSE if names else 0)
-
-    def _delete(self, kind: str, found: Sequence[dict[str, Any]], *where: str) -> None:
-        if not found:
-            return
-        names = [one["metadata"]["name"] for one in found]
-        try:
-            self._kubectl.run(
-                "delete", kind, *names, *where, "--ignore-not-found", f"--timeout={_SECONDS}s",
-                timeout=_SECONDS,
-            )  # fmt: skip
-        except DeploymentFailed as error:
-            error.hint = error.hint or "does a pod still use it? `kubectl describe` says which"
-            raise
-
-
-class ForgetHost:
-    """Take containerd's folder of a registry host away, if the installer wrote it."""
-
-    def __init__(self, folder: Path, host: str, *, here: bool) -> None:
-        """``folder`` is that of all hosts; ``here`` says that a containerd reads it."""
-        self._folder = folder / host
-        self._host = host
-        self._here = here
-        self.name = f"uninstall:nodes:{host}"
-        self.sentence = f"Remove {self._folder}"
-
-    def check(self) -> bool:
-        """Whether nothing of ours is there."""
-        return not self._folder.is_dir() or not (self._is_ours() or self._is_empty())
-
-    def apply(self) -> str:
-        """Remove it; what else lies in the folder stays. Raises TransferFailed."""
-        try:
-            # hosts.toml last: by it the rest is known as ours when this is interrupted.
-            for name in ("ca.crt", "hosts.toml"):
-                (self._folder / name).unlink(missing_ok=True)
-            with suppress(OSError):  # something else lies in it
-                self._folder.rmdir()
-        except OSError as error:
-            raise TransferFailed(f"{self._folder}: {error.strerror}") from error
-        if self._here:
-            return ""
-        return f"delete /etc/containerd/certs.d/{self._host} on each node, where it was copied to"
-
-    def _is_ours(self) -> bool:
-        written = read_file(self._folder / "hosts.toml")
-        ways = ((tls, ca) for tls in (True, False) for ca in (True, False))
-        return written in [hosts_toml(self._host, tls=tls, ca=ca).encode() for tls, ca in ways]
-
-    def _is_empty(self) -> bool:
-        return not any(self._folder.iterdir())
-
-
-class StopSeed:
-    """Stop the seed registry of the site and remove its systemd unit."""
-
-    name = "uninstall:seed"
-    sentence = "Stop the seed registry: nothing of the site pulls from it any more"
-
-    def __init__(self, site: Site, state: State) -> None:
-        self._serves = site.seed.serve is not None
-        self._pid_file = state.path("seed") / "serve.pid"
-        self._unit = systemd.unit_name(site.name)
-        self._file = _UNITS / self._unit
-
-    def was_ours(self) -> bool:
-        """Whether the installer serves the site's images, by site.yaml or in fact."""
-        return self._serves or not self.check()
-
-    def preflight(self) -> None:
-        """Raises PreflightFailed for a unit that this user can't stop."""
-        if self._file.exists() and not systemd.is_there():
-            raise PreflightFailed(
-                f"{self._file}: systemd does not run this machine, or we are not root",
-                hint="run it as root",
-            )
-
-    def check(self) -> bool:
-        """Whether neither a process of ours nor a unit is there."""
-        return daemon.running(self._pid_file) is None and not self._file.exists()
-
-    def apply(self) -> str:
-        """Stop it; raises DeploymentFailed."""
-        daemon.stop(self._pid_file)
-        self._pid_file.unlink(missing_ok=True)
-        if self._file.exists():
-            self._control("disable", "--now", self._unit)
-            self._file.unlink(missing_ok=True)
-            self._control("daemon-reload")
-        return "the bundle's file is no longer read: it may be put away"
-
-    @staticmethod
-    def _control(*arguments: str) -> None:
-        if complaint := systemd.control(*arguments):
-            raise DeploymentFailed(f"systemctl {' '.join(arguments)}: {complaint}")
-
-
-class RestoreHAProxy(InstallHAProxy):
-    """Give this machine's HAProxy the configuration back that it had before ours."""
-
-    def __init__(self, harbor: Harbor, key: str) -> None:
-        super().__init__(harbor, key, lambda: None)
-        self.name = f"uninstall:loadbalancer:{key}"
-
-    @property
-    def sentence(self) -> str:
-        """What applying it does."""
-        return f"Give HAProxy its configuration of before back, {self._file}"
-
-    def preflight(self) -> None:
-        """Raises PreflightFailed if it should be done, but this machine's systemd isn't ours."""
-        if not self.check() and not systemd.is_there():
-            raise PreflightFailed(
-                "loadBalancer.haproxy: systemd does not run this machine, or we are not root",
-                hint="run it as root where HAProxy runs, or write service: false: it is left as "
-                "it is then",
-            )
-
-    def check(self) -> bool:
-        """Whether there is nothing to give back, or nothing that may be touched."""
-        if not self._haproxy.service:
-            return True
-        if self._is_in_place():
-            return self._before() is None
-        return not self._pending.exists()
-
-    def apply(self) -> str:
-        """Put the file back and reload; ours is there again when HAProxy refuses that.
-
-        Raises DeploymentFailed with HAProxy's words.
-        """
-        ours, before = _Kept(self._file), self._before()
-        if self._is_in_place() and before is not None:
-            _check_configuration(before)
-            write_file(self._pending, b"")
-            kept = _Kept(before)
-            write_file(self._file, kept.data or b"", mode=kept.mode)
-        if complaint := systemd.control("reload-or-restart", "haproxy"):
-            ours.restore()
-            systemd.control("reload-or-restart", "haproxy")
-            self._pending.unlink(missing_ok=True)
-            raise DeploymentFailed(
-                f"HAProxy does not start with its configuration of before: {complaint}",
-                hint="ours is in place again; write service: false to leave it",
-            )
-        self._pem.unlink(missing_ok=True)
-        if before is not None and read_file(before) == read_file(self._file):
-            before.unlink()
-        self._pending.unlink(missing_ok=True)
-        return ""
-
-    def remains(self) -> Iterator[Remains]:
-        """Files that stay, unless ``apply`` removes them."""
-        if self._haproxy.service and not self.check():
-            return
-        if self._is_in_place():
-            note = "HAProxy goes on with it: give it another one"
-            if not self._haproxy.service:
-                note = "and where it was copied to: stop HAProxy there, or give it another one"
-            yield Remains("HAProxy", str(self._file), note)
-        if self._pem.exists():
-            yield Remains("HAProxy", str(self._pem), "holds the private key: delete it")
-        for path in self._all_before():
-            yield Remains("HAProxy", str(path), "the configuration of before")
-
-    def _is_in_place(self) -> bool:
-        return _owner(read_file(self._file)) == self._key
-
-    def _all_before(self) -> list[Path]:
-        """What was kept, as InstallHAProxy names it, the latest last."""
-        found: list[Path] = []
-        while True:
-            number = f"-{len(found) + 1}" if found else ""
-            path = self._file.with_name(f"{self._file.name}{_KEPT}{number}")
-            if not path.exists():
-                return found
-            found.append(path)
-
-    def _before(self) -> Path | None:
-        found = self._all_before()
-        return found[-1] if found else None
-
-
-def _check_configuration(path: Path) -> None:
-    """Let HAProxy read it where it lies: files that it names may be gone."""
-    binary = _program()
-    if binary is None:
-        return
-    result = _run(binary, path.parent, "-c", "-f", str(path))
-    if result.returncode:
-        raise DeploymentFailed(
-            f"HAProxy refuses its configuration of before, {path}:\n"
-            f"  {result.stderr.strip()[:_WORDS]}",
-            hint="put it right, or write service: false in site.yaml to leave ours in place",
-        )

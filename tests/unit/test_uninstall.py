@@ -18,9 +18,9 @@ import yaml
 from installer.deploy import daemon, systemd
 from installer.deploy import uninstall as module
 from installer.deploy.haproxy import InstallHAProxy
+from installer.deploy.local_removal import ForgetHost, RestoreHAProxy, StopSeed
 from installer.deploy.nodes import hosts_toml
 from installer.deploy.tools import own_platform
-from installer.deploy.uninstall import ForgetHost, RestoreHAProxy, StopSeed
 from installer.errors import DeploymentFailed, PreflightFailed
 from installer.site.harbor import Certificate, HAProxy, Harbor, LoadBalancer, SelfSigned
 from installer.site.model import Cluster, Seed, Serve, Site
