@@ -184,7 +184,8 @@ class DeleteData:
             content = f"; its content too, if storage class {of} deletes it" if of else ""
             lines.append(f"claim {self._namespace}/{claim['metadata']['name']}{content}")
         return lines + [
-            f"volume {volume['metadata']['name']}; its content, {volume_content(volume)}, stays"
+            f"volume {volume['metadata']['name']}; its content, {volume_content(volume)}, "
+            "is not touched"
             for volume in self.volumes()
         ]
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from installer.deploy import daemon, systemd
-from installer.deploy import uninstall as module
+from installer.deploy import local_removal as module
 from installer.deploy.haproxy import InstallHAProxy
 from installer.deploy.local_removal import ForgetHost, RestoreHAProxy, StopSeed
 from installer.deploy.nodes import hosts_toml
