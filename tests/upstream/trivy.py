@@ -1,7 +1,8 @@
 """Trivy's databases as it publishes them: one layer with a title, holding a bbolt file.
 
 ``trivy.db`` is a real bbolt file (``bbolt check`` passes) of about the asked size, with one bucket
-of made-up vulnerabilities: a check of its size or of its format has something to look at.
+of made-up vulnerabilities: a check of its size or of its format has something to look at. What
+``vulnerability_database`` makes is one that Trivy finds something with.
 """
 
 from __future__ import annotations
@@ -10,9 +11,16 @@ import datetime as dt
 import json
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tests.upstream.charts import archive
 from tests.upstream.images import Content, Image, artefact, random_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Bucket = dict[str, "bytes | Bucket"]
+"""What a bbolt bucket holds: values and buckets by key."""
 
 CONFIG_TYPE = "application/vnd.aquasec.trivy.config.v1+json"
 PUBLISHED = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -60,10 +68,12 @@ def database(
     updated: dt.datetime = PUBLISHED,
     version: int | None = None,
     seed: str = "trivy",
+    content: bytes | None = None,
 ) -> Image:
     """Make the artefact of a database of about ``size`` bytes that was made at ``updated``.
 
-    ``version`` overrides the schema version, which Trivy refuses when it differs from its own.
+    ``version`` overrides the schema version, which Trivy refuses when it differs from its own;
+    ``content`` is the database file itself, noise of the asked size unless given.
     """
     facts = KINDS[kind]
     metadata = {
@@ -73,7 +83,7 @@ def database(
         "DownloadedAt": "0001-01-01T00:00:00Z",
     }
     files = {
-        facts.database: bbolt("vulnerability", size, seed),
+        facts.database: bbolt("vulnerability", size, seed) if content is None else content,
         "metadata.json": json.dumps(metadata).encode() + b"\n",
     }
     titled = {"org.opencontainers.image.title": facts.archive}
@@ -88,18 +98,69 @@ def bbolt(bucket: str, size: int, seed: str) -> bytes:
     """Make a bbolt file with one bucket that fills about ``size`` bytes."""
     value_size = 1 << 10
     count = min(max(1, size // (value_size + 40)), 0xFFFF)
-    keys = [f"CVE-2026-{number:06d}".encode() for number in range(count)]
     noise = random_bytes(count * value_size, seed)
-    entries = [
-        (0, key, noise[at * value_size : (at + 1) * value_size]) for at, key in enumerate(keys)
-    ]
-    content = _leaf(4, entries)
-    # Pages: two metas, the list of free pages (empty), the root, and the bucket's only leaf.
-    root = _leaf(3, [(_BUCKET, bucket.encode(), struct.pack("<QQ", 4, 0))])
+    entries: Bucket = {
+        f"CVE-2026-{at:06d}": noise[at * value_size : (at + 1) * value_size] for at in range(count)
+    }
+    return bbolt_file({bucket: entries})
+
+
+def bbolt_file(root: Bucket) -> bytes:
+    """Make a bbolt file of nested buckets: one leaf each, however many pages that takes."""
+    pages: list[bytes] = []  # from page 3 on: two metas and the list of free pages come first
+
+    def store(bucket: Bucket) -> int:
+        at = len(pages)
+        inner = {key: value for key, value in bucket.items() if not isinstance(value, bytes)}
+        places = dict.fromkeys(inner, bytes(16))
+        # How long a bucket is doesn't depend on where its inner ones stand.
+        pages.extend(_split(_leaf(3 + at, _entries(bucket, places))))
+        places = {key: struct.pack("<QQ", store(value), 0) for key, value in inner.items()}
+        written = _split(_leaf(3 + at, _entries(bucket, places)))
+        pages[at : at + len(written)] = written
+        return 3 + at
+
+    store(root)
     free = _PAGE_HEADER.pack(2, _FREELIST, 0, 0).ljust(_PAGE, b"\0")
-    pages = 4 + len(content) // _PAGE
-    metas = b"".join(_meta(number, pages) for number in range(2))
-    return metas + free + root + content
+    metas = (_meta(number, 3 + len(pages)) for number in range(2))
+    return b"".join((*metas, free, *pages))
+
+
+def _entries(bucket: Bucket, places: Mapping[str, bytes]) -> list[tuple[int, bytes, bytes]]:
+    return [
+        (0, key.encode(), value)
+        if isinstance(value, bytes)
+        else (_BUCKET, key.encode(), places[key])
+        for key, value in sorted(bucket.items())
+    ]
+
+
+def _split(data: bytes) -> list[bytes]:
+    return [data[at : at + _PAGE] for at in range(0, len(data), _PAGE)]
+
+
+def vulnerability_database(
+    entries: Mapping[tuple[str, str], Mapping[str, str]], *, severity: int = 4
+) -> bytes:
+    """Make a ``trivy.db`` that Trivy works with, as trivy-db's schema 2 lays it out.
+
+    ``entries``: by platform (``alpine 3.10``) and package the version with the fix for each CVE.
+    ``severity``: 0 (unknown) to 4 (critical).
+    """
+    platforms: dict[str, Bucket] = {}
+    known: Bucket = {}
+    for (system, package), fixes in entries.items():
+        platforms.setdefault(system, {})[package] = {
+            cve: json.dumps({"FixedVersion": version}).encode() for cve, version in fixes.items()
+        }
+        for cve in fixes:
+            about = {"Title": f"hole in {package}", "VendorSeverity": {"nvd": severity}}
+            known[cve] = json.dumps(about).encode()
+    sources: Bucket = {
+        system: json.dumps({"ID": system.split()[0], "Name": system, "URL": ""}).encode()
+        for system in platforms
+    }
+    return bbolt_file({**platforms, "vulnerability": known, "data-source": sources})
 
 
 def _leaf(number: int, entries: list[tuple[int, bytes, bytes]]) -> bytes:
