@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from bundler.keys import SigningKey
     from bundler.lock import Blob, Lock
     from bundler.sources.upstream import Upstream
+    from installer.keys import SigningKey
 
 _FIRST = member_names(1)[0].encode()
 """What every bundle begins with: the name of its first member."""

@@ -13,7 +13,6 @@ from bundler.build import Budget, budget, build, check_out, plan
 from bundler.cli.keygen import PASSPHRASE_VARIABLE
 from bundler.cli.lock import lock_spec
 from bundler.cli.upstream import open_upstream, registry_config_option
-from bundler.keys import load
 from bundler.lock import read_lock
 from bundler.resolve import check_lock_fits
 from bundler.reuse import LocalBlobs
@@ -28,6 +27,7 @@ from installer.cli.console import (
     size_text,
 )
 from installer.errors import TransferFailed
+from installer.keys import load
 
 
 @click.command("build")

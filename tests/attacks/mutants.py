@@ -12,17 +12,17 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bundler.keys import generate
 from installer import errors
 from installer.bundle.digest import Digest
 from installer.bundle.layout import BLOCK, header, layout, padding
 from installer.bundle.manifest import Manifest, Member, encode
 from installer.bundle.signature import encode_area
+from installer.keys import generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bundler.keys import SigningKey
+    from installer.keys import SigningKey
 
 AREA = 8 * 1024
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bundler.keys import generate
 from installer.bundle.archive import UnverifiedBundle
 from installer.bundle.trust import KeyTrust, check_history
 from installer.errors import (
@@ -20,6 +19,7 @@ from installer.errors import (
     Rollback,
     WrongChannel,
 )
+from installer.keys import generate
 from tests.attacks.mutants import MUTANTS, Sample, sample
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bundler.keys import generate, load
 from installer.bundle.digest import Digest
 from installer.bundle.signature import PublicKey, decode_area, encode_area
 from installer.bundle.trust import KeyTrust
 from installer.errors import Corrupt, InvalidInput, Unsigned, WrongSignature
+from installer.keys import generate, load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,7 +1,8 @@
-"""The builder's signing key: ECDSA P-256 in passphrase-encrypted PKCS#8, readable by openssl.
+"""Signing keys: ECDSA P-256 in passphrase-encrypted PKCS#8, readable by openssl.
 
-The private key exists in clear only in memory. Its file is made with mode 0600 and is never
-overwritten: a lost release key means a visit to every site.
+The builder signs bundles with one, a site its images with another. The private key exists in clear
+only in memory. Its file is made with mode 0600 and is never overwritten: a lost release key means
+a visit to every site.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from installer.bundle.signature import PublicKey, Signature
 from installer.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -56,12 +58,13 @@ def load(path: Path, passphrase: bytes) -> SigningKey:
         pem = path.read_bytes()
     except OSError as error:
         raise InvalidInput(
-            f"{path}: {error.strerror}", hint="make one with: bundler keygen --out release.key"
+            f"{path}: {error.strerror}",
+            hint="`bundler keygen` makes one for bundles, `installer image keygen` for images",
         ) from error
     if b"ENCRYPTED PRIVATE KEY" not in pem:
         raise InvalidInput(
             f"{path}: not a passphrase-encrypted PKCS#8 key",
-            hint="convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in old.key -out release.key",
+            hint="convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in old.key -out new.key",
         )
     try:
         key = serialization.load_pem_private_key(pem, passphrase)
@@ -72,6 +75,32 @@ def load(path: Path, passphrase: bytes) -> SigningKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise InvalidInput(f"{path}: not an ECDSA P-256 key")
     return SigningKey(PublicKey.of(key.public_key(), str(path)), key)
+
+
+def write_pair(private: Path, passphrase: Callable[[], bytes]) -> tuple[Path, SigningKey]:
+    """Make a key pair: the private key, and its public one beside it with the ending ``.pub``.
+
+    Gives the public key's path. ``passphrase`` is asked for only when both names are free. Raises
+    InvalidInput, and then leaves neither.
+    """
+    public = private.with_suffix(".pub")
+    if public == private:
+        raise InvalidInput(
+            f"--out {private}: .pub is for the public key", hint="let the private key end in .key"
+        )
+    for path in (private, public):
+        if path.exists():
+            raise InvalidInput(
+                f"{path} exists", hint="keys are never overwritten: choose another --out"
+            )
+    key, pem = generate(passphrase())
+    write_new(private, pem, 0o600)
+    try:
+        write_new(public, key.public_pem(), 0o644)
+    except InvalidInput:
+        private.unlink()
+        raise
+    return public, key
 
 
 def write_new(path: Path, data: bytes, mode: int) -> None:
