@@ -16,6 +16,7 @@ VERBS = {
     "render": "Print the objects that would be applied, for review; needs no cluster.",
     "preflight": "Check whether a run would succeed here; changes nothing.",
     "run": "Verify, seed, deploy and check: the whole installation.",
+    "image": "Push, sign, verify and scan images in Harbor.",
     "undo": "Return to the release and database from before the last upgrade.",
     "status": "Show how the site is; changes nothing.",
     "uninstall": "Take away what was installed; data stays unless told otherwise.",

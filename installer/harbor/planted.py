@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from installer.bundle.digest import Digest
 from installer.bundle.layout import TRAILER, header, padding
-from installer.oci.graph import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, plain
+from installer.oci.artefact import Blob, author
+from installer.oci.graph import OCI_CONFIG, OCI_LAYER
+
+if TYPE_CHECKING:
+    from installer.oci.artefact import Artefact
 
 CVE = "CVE-2019-14697"
 """What a scan of the image must find; its fix is musl 1.1.22-r3 in Alpine 3.10."""
@@ -35,17 +39,7 @@ _FILES = {
 }
 
 
-@dataclass(frozen=True)
-class PlantedImage:
-    """The image: its manifest and the blobs that it needs, each with its descriptor."""
-
-    root: Descriptor
-    manifest: bytes
-    blobs: tuple[tuple[Descriptor, bytes], ...]
-    """Config and layer."""
-
-
-def planted_image(label: str = "") -> PlantedImage:
+def planted_image(label: str = "") -> Artefact:
     """Make the image, the same bytes for the same ``label``.
 
     Another label is another digest, which a Harbor that has scanned the first has not scanned yet.
@@ -53,36 +47,20 @@ def planted_image(label: str = "") -> PlantedImage:
     tar = _tar()
     # Stored, not compressed: the bytes are the same whichever zlib is here.
     deflate = zlib.compressobj(0, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-    layer = deflate.compress(tar) + deflate.flush()
-    config = _json(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "created": "1970-01-01T00:00:00Z",
-            "config": {"Labels": {"io.harbor-airgap.planted": label or CVE}},
-            "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(tar))]},
-            "history": [{"created": "1970-01-01T00:00:00Z", "comment": f"planted {CVE}"}],
-        }
-    )
-    config_at = Descriptor(OCI_CONFIG, Digest.of(config), len(config))
-    layer_at = Descriptor(OCI_LAYER, Digest.of(layer), len(layer))
-    manifest = _json(
-        {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": plain(config_at),
-            "layers": [plain(layer_at)],
-        }
-    )
-    root = Descriptor(OCI_MANIFEST, Digest.of(manifest), len(manifest))
-    return PlantedImage(root, manifest, ((config_at, config), (layer_at, layer)))
+    layer = Blob.of(OCI_LAYER, deflate.compress(tar) + deflate.flush())
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
+        "config": {"Labels": {"io.harbor-airgap.planted": label or CVE}},
+        "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(tar))]},
+        "history": [{"created": "1970-01-01T00:00:00Z", "comment": f"planted {CVE}"}],
+    }
+    configured = Blob.of(OCI_CONFIG, json.dumps(config, separators=(",", ":")).encode())
+    return author(configured, [layer.descriptor], [layer])
 
 
 def _tar() -> bytes:
     entries = ((name, text.encode()) for name, text in _FILES.items())
     pieces = (header(name, len(data)) + data + bytes(padding(len(data))) for name, data in entries)
     return b"".join(pieces) + TRAILER
-
-
-def _json(document: dict[str, object]) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from installer.errors import AirgapError, Interrupted, NotFound
 from installer.oci.graph import INDEX_TYPES, ImageIndex, read_manifest
+from installer.oci.http import PolicyRefused
 from installer.oci.store import read_all
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ class _Copy:
     def _points(self, item: CopyItem, tag: str) -> bool:
         try:
             return self._target.resolve(item.target_repository, tag).digest == item.root.digest
-        except NotFound:
+        except (NotFound, PolicyRefused):
             return False
 
     def open(self, repository: str, descriptor: Descriptor) -> Iterator[bytes]:

@@ -91,6 +91,10 @@ class BrokenOff(Unavailable):
     """A body ended too early: what came so far may be kept, and the rest asked for."""
 
 
+class PolicyRefused(TransferFailed):
+    """Harbor has it, and a policy of its project refuses this: HTTP 412."""
+
+
 class Upload:
     """A body of known length that is streamed from an iterable; each attempt asks for a new one."""
 
@@ -343,6 +347,8 @@ class Client:
             return Corrupt(message)
         if status == HTTPStatus.NOT_FOUND:
             return NotFound(message, hint="check host, name and tag; a private one needs a login")
+        if status == HTTPStatus.PRECONDITION_FAILED:
+            return PolicyRefused(message, hint=_POLICY)
         if status in _BUSY:
             wait = _seconds(answer.headers.get("Retry-After", ""))
             asked = f"it asks to wait {wait:.0f} s; " if wait else ""
@@ -357,6 +363,10 @@ class Client:
         return TransferFailed(message, hint=_HINTS.get(status, ""))
 
 
+_POLICY = (
+    "a policy of the project: content trust wants a signature (`installer image sign`), another "
+    "one a scan without findings; an immutable tag can't be set again"
+)
 _HINTS = {
     401: "log in to this registry, or check user name and password",
     403: "this login may not do that, or there is no such repository",

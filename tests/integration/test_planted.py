@@ -24,8 +24,9 @@ def test_trivy_finds_it(
     image = planted_image()
     blobs = tmp_path / "layout" / "blobs" / "sha256"
     blobs.mkdir(parents=True)
-    for descriptor, data in (*image.blobs, (image.root, image.manifest)):
-        (blobs / descriptor.digest.hex).write_bytes(data)
+    (blobs / image.root.digest.hex).write_bytes(image.manifest)
+    for blob in image.blobs:
+        (blobs / blob.descriptor.digest.hex).write_bytes(blob.data)
     (tmp_path / "layout" / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     root = {
         "mediaType": image.root.media_type,

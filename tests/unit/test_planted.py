@@ -14,16 +14,16 @@ def test_its_manifest_names_its_blobs() -> None:
     image = planted_image()
     found = read_manifest(image.manifest, image.root.media_type, "planted")
     assert isinstance(found, ImageManifest)
-    assert found.children == tuple(descriptor for descriptor, _ in image.blobs)
-    for descriptor, data in image.blobs:
-        assert (Digest.of(data), len(data)) == (descriptor.digest, descriptor.size)
+    assert found.children == tuple(blob.descriptor for blob in image.blobs)
+    for blob in image.blobs:
+        assert Digest.of(blob.data) == blob.descriptor.digest
     assert Digest.of(image.manifest) == image.root.digest
 
 
 def test_any_tar_reads_its_layer_which_is_the_one_of_the_config() -> None:
-    (_, config), (_, layer) = planted_image().blobs
-    tar = gzip.decompress(layer)
-    assert json.loads(config)["rootfs"]["diff_ids"] == [str(Digest.of(tar))]
+    config, layer = planted_image().blobs
+    tar = gzip.decompress(layer.data)
+    assert json.loads(config.data)["rootfs"]["diff_ids"] == [str(Digest.of(tar))]
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
         content = archive.extractfile("lib/apk/db/installed")
         assert content is not None
