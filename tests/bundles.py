@@ -6,6 +6,7 @@ accepts, and the PEM of the key that signed it.
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,13 @@ def make_bundle(
             for n, image in (tools or {}).items()
         ),
         databases=tuple(
-            Database(**_content(image), kind="trivy-db", reference=ref, size=_layer_size(image))
+            Database(
+                **_content(image),
+                kind="trivy-db",
+                reference=ref,
+                size=_layer_size(image),
+                updated_at=_created(image),
+            )
             for ref, image in (databases or {}).items()
         ),
         files=tuple(
@@ -194,6 +201,11 @@ def _content(image: Image) -> dict[str, Any]:
 
 def _layer(image: Image) -> dict[str, Any]:
     return {"sha256": Digest.parse(image.blobs[-1].digest).hex, "size": _layer_size(image)}
+
+
+def _created(image: Image) -> str:
+    annotations = json.loads(image.top.data).get("annotations", {})
+    return str(annotations.get("org.opencontainers.image.created", ""))
 
 
 def _layer_size(image: Image) -> int:

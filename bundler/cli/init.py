@@ -13,6 +13,8 @@ _SPECS = {
     ("harbor", "2.15"): "harbor.yaml",
     ("harbor", "2.14"): "harbor-2.14.yaml",
     ("harbor-platform", "2.15"): "harbor-platform.yaml",
+    ("trivy-databases", "2.15"): "trivy-databases.yaml",
+    ("trivy-databases", "2.14"): "trivy-databases.yaml",
 }
 _PRODUCTS = list(dict.fromkeys(product for product, _ in _SPECS))
 _VERSIONS = list(dict.fromkeys(version for _, version in _SPECS))
@@ -32,8 +34,8 @@ def command(product: str, folder: Path, version: str) -> None:
     """Write a commented bundle.yaml into DIR (here, if not given).
 
     It names Harbor's chart, the values to render it with, Helm, kubectl and Trivy's databases;
-    harbor-platform has cert-manager and csi-driver-nfs as well. Edit it to taste. A file that is
-    already there is not touched.
+    harbor-platform has cert-manager and csi-driver-nfs as well, trivy-databases only the databases,
+    for a site that runs. Edit it to taste. A file that is already there is not touched.
     """
     if (product, version) not in _SPECS:
         versions = ", ".join(one for of, one in _SPECS if of == product)

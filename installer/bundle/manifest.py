@@ -168,6 +168,16 @@ class Manifest(_Strict, frozen=True):
         """Everything that has an OCI manifest of its own."""
         return (*self.images, *self.charts, *self.tools, *self.databases, *self.files)
 
+    @property
+    def only_databases(self) -> bool:
+        """Whether it brings newer databases to a site that is there, and nothing to install."""
+        return bool(self.databases) and not (self.charts or self.images or self.tools)
+
+    @property
+    def history(self) -> str:
+        """What its serial is compared within: bundles with only databases have their own."""
+        return f"{self.channel}/{self.name}" if self.only_databases else self.channel
+
     def member(self, path: str) -> Member:
         """Find a member by path; raises Corrupt when the manifest has none."""
         for member in self.members:

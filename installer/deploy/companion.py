@@ -19,6 +19,7 @@ import yaml
 
 from installer.deploy import cert_manager
 from installer.deploy.installed import ChartIdentity, InstalledRelease
+from installer.deploy.scanner import seed_ca_file
 from installer.errors import DeploymentFailed, PreflightFailed
 from installer.harbor import values as chart_values
 from installer.site.private import private_folder, read_file, write_file
@@ -102,7 +103,8 @@ class Companion:
             values["tls"] = _secret(chart_values.tls_name(self._release.release_name), files)
         if self._harbor.internal_tls is not None:
             values["internalTLS"] = self._internal_secrets()
-        if trusted := chart_values.trusted_files(self._harbor):
+        seed_ca = seed_ca_file(self._context, self._release)
+        if trusted := chart_values.trusted_files(self._harbor, seed_ca):
             data = b"\n".join((read_file(Path(path)) or b"").strip() for path in trusted)
             values["caBundle"] = {
                 "name": chart_values.ca_name(self._release.release_name),

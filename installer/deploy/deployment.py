@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from installer.deploy import databases
 from installer.deploy.check import RunningImages
 from installer.deploy.context import looking, working
 from installer.deploy.harbor import HarborParts
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from installer.site.state import State
 
 _VERIFIED = "verified.json"
+_VERIFIED_DATABASES = "verified-databases.json"
 _SHOWN = 10
 
 
@@ -80,6 +82,7 @@ class VerifyContent:
         self._bundle = bundle
         self._state = state
         self._meter = meter
+        self._file = _VERIFIED_DATABASES if bundle.manifest.only_databases else _VERIFIED
 
     def _mark(self) -> _Verified:
         status = os.fstat(self._bundle.descriptor)
@@ -88,7 +91,7 @@ class VerifyContent:
 
     def check(self) -> bool:
         """Whether this very file was checked before; what is used later is hashed again."""
-        return self._state.read(_VERIFIED, _Verified) == self._mark()
+        return self._state.read(self._file, _Verified) == self._mark()
 
     def apply(self) -> str:
         """Hash it on all cores; raises Corrupt that names what differs."""
@@ -102,7 +105,7 @@ class VerifyContent:
                 f"{len(differing)} members of the bundle differ:\n  {listed}",
                 hint="copy the bundle again; nothing was installed",
             )
-        self._state.write(_VERIFIED, self._mark())
+        self._state.write(self._file, self._mark())
         return ""
 
 
@@ -112,6 +115,9 @@ def plan(request: Request) -> list[Planned]:
     Raises what a run would refuse before its first change.
     """
     _check_history(request)
+    if request.bundle.manifest.only_databases:
+        databases.check_site(request)
+        return look(_steps_of_databases(request))
     with looking(request.bundle, request.site, request.state) as context:
         cluster = _preflight(request, context)
         return look(steps_of(request, context, cluster))
@@ -120,23 +126,39 @@ def plan(request: Request) -> list[Planned]:
 def run(request: Request, observer: Observer) -> Report:
     """Bring the site to what the bundle and site.yaml say; raises an AirgapError."""
     _check_history(request)
-    with looking(request.bundle, request.site, request.state) as context:
+    state, manifest = request.state, request.bundle.manifest
+    if manifest.only_databases:
+        databases.check_site(request)
+        with state.held():
+            return _execute(request, _steps_of_databases(request), observer, event="databases")
+    with looking(request.bundle, request.site, state) as context:
         cluster = _preflight(request, context)
-    state, digest = request.state, str(request.bundle.digest)
     with state.held():
-        _check_history(request)
-        manifest = request.bundle.manifest
         steps = steps_of(request, working(request.bundle, request.site, state), cluster)
-        verify, *others = steps
-        what = f"{manifest.name} serial {manifest.serial} of channel {manifest.channel}"
-        state.journal.append("run", bundle=digest, text=what)
-        report = Report()
-        execute([verify], state.journal, digest, observer, report)
-        # Not earlier: a damaged bundle must not lock the site out of the good one before it.
-        if manifest.serial < state.serials.highest.get(manifest.channel, 0):
-            state.journal.append("downgrade", bundle=digest, text=request.downgrade)
-        state.record(manifest)
-        return execute(others, state.journal, digest, observer, report)
+        return _execute(request, steps, observer)
+
+
+def _execute(
+    request: Request, steps: Sequence[Step], observer: Observer, *, event: str = "run"
+) -> Report:
+    """Execute steps, of which the first verifies; the state is held."""
+    _check_history(request)
+    state, digest, manifest = request.state, str(request.bundle.digest), request.bundle.manifest
+    verify, *others = steps
+    what = f"{manifest.name} serial {manifest.serial} of channel {manifest.channel}"
+    state.journal.append(event, bundle=digest, text=what)
+    report = Report()
+    execute([verify], state.journal, digest, observer, report)
+    # Not earlier: a damaged bundle must not lock the site out of the good one before it.
+    if manifest.serial < state.serials.highest.get(manifest.history, 0):
+        state.journal.append("downgrade", bundle=digest, text=request.downgrade)
+    state.record(manifest)
+    return execute(others, state.journal, digest, observer, report)
+
+
+def _steps_of_databases(request: Request) -> list[Step]:
+    verify = VerifyContent(request.bundle, request.state, request.meter)
+    return [verify, *databases.steps_of(request)]
 
 
 def _check_history(request: Request) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from installer.bundle.digest import Digest
 from installer.deploy.certificates import HarborCertificate, registry_host
 from installer.errors import InvalidInput
-from installer.harbor.api import HarborClient, WrongPassword
+from installer.harbor.api import PAUSES, HarborClient, WrongPassword
 from installer.harbor.scan import find_artifact
 from installer.oci.auth import Credentials
 from installer.oci.hosts import RegistryConfig, RegistryEntry, RegistryHosts
@@ -26,6 +26,8 @@ from installer.site.authority import utc_now
 from installer.site.private import read_secret
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from installer.site.harbor import Harbor
     from installer.site.model import Release, Site
     from installer.site.state import State
@@ -51,9 +53,10 @@ class HarborAccess:
             registry_host(self.url) if self.url.startswith("https:") else urlsplit(self.url).netloc
         )
 
-    def client(self) -> HarborClient:
-        """A client of its API; the caller closes it."""
-        return HarborClient(self.url, self.ca, self.passwords, username=self.username)
+    def client(self, *, pauses: Sequence[float] = PAUSES) -> HarborClient:
+        """A client of its API, which the caller closes; ``pauses`` (seconds) as it takes them."""
+        words, name = self.passwords, self.username
+        return HarborClient(self.url, self.ca, words, username=name, pauses=pauses)
 
     def registry(self) -> RegistryStore:
         """Its registry as a store; the caller closes it.

@@ -19,6 +19,7 @@ import msgspec
 from installer.deploy.charts import find_chart, profile_values
 from installer.deploy.installed import ChartIdentity, InstalledRelease
 from installer.deploy.internal_tls import InternalCertificates
+from installer.deploy.scanner import scanner_values, seed_ca_file
 from installer.errors import DeploymentFailed, InvalidInput
 from installer.harbor.values import harbor_values, overlapping
 from installer.helm.chart import ChartArchive
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from installer.site.credentials import HarborSecrets
     from installer.site.harbor import Harbor
     from installer.site.model import Release
-
-_ISOLATED = {"trivy": {"skipUpdate": True, "skipJavaDBUpdate": True, "offlineScan": True}}
-"""Without these Trivy's adapter asks the internet for databases at its first scan."""
 
 _WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet")
 
@@ -85,7 +83,7 @@ class HelmRelease:
     def values(self, secrets: HarborSecrets | None) -> dict[str, Any]:
         """Everything that is over the chart's defaults; raises InvalidInput."""
         release, chart = self._release, self._chart
-        below: dict[str, Any] = _ISOLATED if release.harbor else {}
+        below = scanner_values(self._context, chart.values) if release.harbor else {}
         layers = merge(below, profile_values(self._entry, release), release.values)
         if release.harbor is not None and secrets is not None:
             filled = merge(secrets.values(), self._sections(release.harbor, secrets))
@@ -135,6 +133,7 @@ class HelmRelease:
             database_password=self._database_password(made),
             redis_password=read_secret(Path(redis_file)) if redis_file else "",
             internal_marks=InternalCertificates(self._context, self._release).marks(),
+            seed_ca=seed_ca_file(self._context, self._release),
         )
 
     def _check_choice(self, filled: dict[str, Any]) -> None:

@@ -31,9 +31,20 @@ if TYPE_CHECKING:
 _PATIENCE = 60.0
 _PAUSE = 0.2
 _TIMEOUT = 5
+SERVED = "seed/bundle.json"
+"""Which bundle is served, in the state: one with newer databases is put beside it."""
+DATABASES = "databases.tar"
+"""Copy of a bundle with newer databases in the folder of the seed: its medium may be gone."""
 
 
 class _Bundle(msgspec.Struct):
+    digest: str
+
+
+class ServedBundle(msgspec.Struct, frozen=True):
+    """A bundle that is served: its path on this machine and its digest."""
+
+    path: str
     digest: str
 
 
@@ -53,7 +64,12 @@ class ServeBundle:
     name = "seed"
 
     def __init__(
-        self, site: Site, serve: Serve, state: State, bundle: VerifiedBundle, **how: Any
+        self,
+        site: Site,
+        serve: Serve,
+        state: State,
+        bundle: VerifiedBundle | ServedBundle,
+        **how: Any,
     ) -> None:
         self._site = site
         self._serve = serve
@@ -106,12 +122,16 @@ class ServeBundle:
             return False
         if read_file(self._folder / "release.pub") != self._key:
             return False
-        return self._is_ours() and self._served() == str(self._bundle.digest)
+        return self._is_ours() and self._served() == self._digests()
 
     def apply(self) -> str:
         """Start it, or start it anew, and wait until it answers; raises DeploymentFailed."""
         folder = self._state.subfolder("seed")
+        if read_file(folder / "release.pub") != self._key:
+            (folder / DATABASES).unlink(missing_ok=True)  # another key signed it
         write_file(folder / "release.pub", self._key)
+        mine = ServedBundle(str(Path(self._bundle.path).absolute()), str(self._bundle.digest))
+        self._state.write(SERVED, mine)
         if self._serve.tls:
             host = split_address(self._serve.address)[0]
             subject = f"seed registry of {self._site.name}"
@@ -123,7 +143,7 @@ class ServeBundle:
         else:
             daemon.start(self._arguments(), log, self._pid_file)
         end = time.monotonic() + _PATIENCE
-        while self._served() != str(self._bundle.digest):
+        while self._served() != self._digests():
             alive = self._is_ours()
             if not alive or time.monotonic() >= end:
                 state = "does not answer" if alive else "ended"
@@ -141,6 +161,7 @@ class ServeBundle:
             *self._command,
             "serve",
             str(Path(self._bundle.path).absolute()),
+            *([str(self._folder / DATABASES)] if self._databases() else []),
             f"--key={self._folder / 'release.pub'}",
             f"--listen={self._serve.listen}",
         ]
@@ -165,8 +186,16 @@ class ServeBundle:
             return True
         return bool(self._unit) and systemd.is_active_with(self._unit, listen)
 
-    def _served(self) -> str:
-        """Digest of the one bundle that is served at the address as nodes see it, or nothing."""
+    def _databases(self) -> str:
+        """Digest of the bundle with newer databases that is served beside, or nothing."""
+        kept = self._state.read(f"seed/{DATABASES}.json", ServedBundle)
+        return kept.digest if kept and (self._folder / DATABASES).is_file() else ""
+
+    def _digests(self) -> set[str]:
+        return {str(self._bundle.digest), self._databases()} - {""}
+
+    def _served(self) -> set[str]:
+        """Digests of the bundles that are served at the address as nodes see it."""
         url = f"{'https' if self._serve.tls else 'http'}://{self._serve.address}/healthz"
         try:
             answer = request(
@@ -174,6 +203,5 @@ class ServeBundle:
             )
             health = decode_json(answer.body, _Health)
         except (NotAnswering, msgspec.DecodeError, UnicodeDecodeError):
-            return ""
-        served = [bundle.digest for bundle in health.bundles]
-        return served[0] if answer.good and len(served) == 1 else ""
+            return set()
+        return {bundle.digest for bundle in health.bundles} if answer.good else set()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from http import HTTPStatus
 from pathlib import Path
@@ -21,20 +21,23 @@ from urllib.parse import urlsplit
 import msgspec
 
 from installer.bundle.manifest import parse_time
-from installer.deploy.charts import find_chart, profile_values
+from installer.deploy.charts import find_chart
 from installer.deploy.cluster import ClusterInfo
 from installer.deploy.database import PrepareDatabase
 from installer.deploy.harbor import HarborParts
+from installer.deploy.harbor_access import access_to
 from installer.deploy.images import accepted_ids
 from installer.deploy.installed import InstalledRelease
 from installer.deploy.kubectl import has_ended, troubles
 from installer.deploy.postgresql import Refusal, session, where_is
 from installer.deploy.push import PushBundle
 from installer.deploy.release import HelmRelease
+from installer.deploy.scanner import has_trivy
+from installer.deploy.seed import DATABASES, ServedBundle
 from installer.deploy.shown import distrust, shown_leaf
 from installer.errors import AirgapError, DeploymentFailed
 from installer.harbor.health import ask
-from installer.helm.values import merge
+from installer.harbor.vulnerability_data import scanner_data
 from installer.site import credentials
 from installer.site.http import NotAnswering, request
 from installer.site.section import split_address
@@ -46,7 +49,8 @@ if TYPE_CHECKING:
     from installer.deploy.certificates import HarborCertificate
     from installer.deploy.context import Context
     from installer.deploy.internal_tls import InternalCertificates
-    from installer.site.harbor import Harbor
+    from installer.harbor.vulnerability_data import ScannerData
+    from installer.site.harbor import Harbor, VulnerabilityData
     from installer.site.model import Push, Release, Serve
 
 DEADLINE = 45.0
@@ -54,8 +58,6 @@ DEADLINE = 45.0
 _PATIENCE = 10
 _SOON = timedelta(days=30)
 """What ends within this time is a warning."""
-_OLD = timedelta(days=30)
-"""A vulnerability database that is older misses what people ask a scanner for."""
 _RECENT = timedelta(days=1)
 _SHOWN = 3
 _WORDS = 300
@@ -229,28 +231,37 @@ def _last_bundle(context: Context) -> str:
 
 
 def _trivy(context: Context, now: datetime) -> Iterator[Line]:
-    manifest = context.bundle.manifest
-    for database in manifest.databases:
-        try:
-            made = datetime.fromisoformat(database.updated_at)
-        except ValueError:
-            yield Line("trivy", database.kind, "warning", "the bundle does not say of when it is")
-            continue
-        age = now - (made if made.tzinfo else made.replace(tzinfo=UTC))
-        text = f"the one in the bundle is {_days(age)} old, of {database.updated_at[:10]}"
-        hint = "newer vulnerabilities are not found: get a newer bundle" if age > _OLD else ""
-        yield Line("trivy", database.kind, "warning" if hint else "ok", text, hint)
-    if not manifest.databases and any(map(partial(_has_trivy, context), context.site.releases)):
+    scanning = [
+        (release, release.harbor)
+        for release in context.site.releases
+        if release.harbor is not None and has_trivy(context, release)
+    ]
+    if scanning and not context.bundle.manifest.databases:
         hint = "Harbor can't scan without one: add it to `databases` of the bundle's spec"
         yield Line("trivy", "trivy-db", "warning", "the bundle has no vulnerability database", hint)
+    for release, harbor in scanning:
+        try:
+            with access_to(context.site, context.state, release.key).client(pauses=()) as client:
+                data = scanner_data(client)
+        except AirgapError as error:
+            text = f"the scanner can't be asked: {_first_line(error.message)}"
+            yield Line("trivy", release.key, "warning", text, error.hint)
+        else:
+            yield database_age(release.key, data, harbor.vulnerability_data, now)
 
 
-def _has_trivy(context: Context, release: Release) -> bool:
-    if release.harbor is None:
-        return False
-    chart = find_chart(context.bundle.manifest, release)
-    trivy = merge(profile_values(chart, release), release.values).get("trivy")
-    return not isinstance(trivy, dict) or trivy.get("enabled") is not False
+def database_age(key: str, data: ScannerData, limits: VulnerabilityData, now: datetime) -> Line:
+    """How old the database is that the scanner of release ``key`` works with."""
+    if data.updated_at is None:
+        text = f"{data.scanner} says of no vulnerability database: every scan fails"
+        return Line("trivy", key, "failed", text, "`installer run` with a bundle that has one")
+    age = now - data.updated_at
+    text = f"{data.scanner}'s database is {_days(age)} old, of {data.updated_at:%Y-%m-%d}"
+    if age <= timedelta(days=limits.warn_days):
+        return Line("trivy", key, "ok", text)
+    state: State = "warning" if age <= timedelta(days=limits.fail_days) else "failed"
+    hint = "newer vulnerabilities are not found: run a newer bundle of trivy-databases.yaml"
+    return Line("trivy", key, state, text, hint)
 
 
 def _journal(context: Context) -> Iterator[Line]:
@@ -318,8 +329,9 @@ def _serve(context: Context, serve: Serve, now: datetime) -> Iterator[Line]:
         yield Line("seed registry", "answer", "failed", f"{url}: not our registry", hint)
         return
     served = ", ".join(f"{b.name} serial {b.serial} ({b.digest[:_SHORT]})" for b in health.bundles)
-    digests = [bundle.digest for bundle in health.bundles]
-    mine = digests == [str(context.bundle.digest)]
+    beside = context.state.read(f"seed/{DATABASES}.json", ServedBundle)
+    digests = {bundle.digest for bundle in health.bundles} - {beside.digest if beside else ""}
+    mine = digests == {str(context.bundle.digest)}
     text = f"{url} serves {served or 'nothing'}" + ("" if mine else ", not this bundle")
     yield Line("seed registry", "answer", "ok" if mine else "warning", text, "" if mine else _RUN)
     if bad := health.check.failed:

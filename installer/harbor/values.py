@@ -94,10 +94,12 @@ def harbor_values(
     database_password: str = "",
     redis_password: str = "",
     internal_marks: Mapping[str, str] | None = None,
+    seed_ca: str = "",
 ) -> dict[str, Any]:
     """Chart values for the sections that are there; what is left out is left to the chart.
 
     ``internal_marks`` tell one certificate of a component from the next, once they are made.
+    ``seed_ca`` is the path of what the seed registry is checked with, if Harbor asks it.
     """
     parts: list[dict[str, Any]] = [{"externalURL": harbor.external_url.rstrip("/")}]
     if harbor.expose or harbor.certificate or harbor.load_balancer:
@@ -110,14 +112,18 @@ def harbor_values(
         parts.append({"redis": _redis(harbor.redis, redis_password)})
     if harbor.internal_tls is not None:
         parts.append(_internal_tls(release, internal_marks or {}))
-    if trusted_files(harbor):
+    if trusted_files(harbor, seed_ca):
         parts.append({"caBundleSecretName": ca_name(release)})
     return merge(*parts)
 
 
-def trusted_files(harbor: Harbor) -> tuple[str, ...]:
-    """Paths of the authorities that Harbor itself has to trust: its database's and its Redis's."""
-    given = (harbor.database.ca if harbor.database else "", harbor.redis.ca if harbor.redis else "")
+def trusted_files(harbor: Harbor, seed_ca: str = "") -> tuple[str, ...]:
+    """Paths of the authorities that Harbor itself has to trust.
+
+    Its database's, its Redis's, and that of the seed registry with the vulnerability databases.
+    """
+    database, redis = harbor.database, harbor.redis
+    given = (database.ca if database else "", redis.ca if redis else "", seed_ca)
     return tuple(dict.fromkeys(path for path in given if path))
 
 

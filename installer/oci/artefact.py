@@ -2,7 +2,7 @@
 
 Charts, tools, signatures and the planted image are a manifest with a few small blobs. The oras
 library authors such things as well, but writes its own idea of a manifest and reads whole blobs;
-a manifest is one JSON document, and pushing is the store's (docs/adr/0009-small-artefacts.md).
+a manifest is one JSON document, and pushing is the store's (docs/adr/0013-signatures-of-images.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One or several verified bundles as a store: a base and its deltas look like one registry.
 
 Blobs are found by digest in whichever bundle has them. Tags are the catalog's; where two bundles
-have the same tag the one of the higher serial counts, as it does for the site. Each repository is
+have the same tag the one of the higher serial counts, as it does for the site; of a database the
+newer one, whichever bundle brings it. Each repository is
 known by its path, and besides by path with upstream host, so that two hosts with one path can be
 told apart.
 
@@ -75,6 +76,7 @@ class BundleStore:
         )
         self._repositories: dict[str, _Repository] = {}
         self._paths: set[str] = set()
+        self._dated: dict[tuple[str, str], str] = {}
         self._hosts: set[str] = set()
         self._manifests: dict[Digest, Descriptor] = {}
         self._referrers: dict[Digest, list[Referrer]] = {}
@@ -94,8 +96,12 @@ class BundleStore:
             self._hosts.add(reference.host)
         for name in names:
             tags = self._repositories.setdefault(name, _Repository()).tags
-            if named.tag is not None:
-                tags.setdefault(named.tag, named.content.root)
+            if named.tag is None:
+                continue
+            dated = named.content.updated_at if isinstance(named.content, Database) else ""
+            if named.tag not in tags or dated > self._dated.get((name, named.tag), ""):
+                tags[named.tag] = named.content.root
+                self._dated[name, named.tag] = dated
 
     def _walk(self, root: Descriptor, reached: set[str]) -> None:
         """Note the manifests below a root, and everything that they point to."""

@@ -32,6 +32,7 @@ _LIFETIME = re.compile(r"[1-9]\d{0,8}[smhd]?\Z")
 _VAULT_PATH = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)*\Z", re.ASCII)
 _OBJECT = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
 """Name of a Kubernetes object (RFC 1123 subdomain)."""
+_PROJECT = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*\Z")
 _CERT_MANAGER = "cert-manager.io"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -301,6 +302,23 @@ class LoadBalancer(Strict, frozen=True):
     haproxy: HAProxy
 
 
+class VulnerabilityData(Strict, frozen=True):
+    """How many days old the scanner's database may be: then it is a warning, then a failure."""
+
+    warn_days: int = 14
+    fail_days: int = 60
+
+
+class HostBundle(Strict, frozen=True):
+    """A project of this Harbor that gets all images, charts and databases of the bundle.
+
+    Everybody may read a ``public`` one. Harbor's own nodes go on pulling from the seed registry.
+    """
+
+    project: str
+    public: bool = True
+
+
 class Harbor(Strict, frozen=True):
     """What only Harbor has.
 
@@ -318,6 +336,8 @@ class Harbor(Strict, frozen=True):
     redis: Redis | None = None
     internal_tls: InternalTls | None = msgspec.field(name="internalTLS", default=None)
     load_balancer: LoadBalancer | None = None
+    vulnerability_data: VulnerabilityData = VulnerabilityData()
+    host_bundle: HostBundle | None = None
 
 
 def problems(harbor: Harbor) -> Iterator[Problem]:
@@ -342,6 +362,15 @@ def problems(harbor: Harbor) -> Iterator[Problem]:
         yield from _redis_problems(harbor.redis)
     if balancer is not None:
         yield from _haproxy_problems(harbor, balancer.haproxy)
+    yield from _content_problems(harbor.vulnerability_data, harbor.host_bundle)
+
+
+def _content_problems(data: VulnerabilityData, hosted: HostBundle | None) -> Iterator[Problem]:
+    if not 0 < data.warn_days <= data.fail_days:
+        yield ("vulnerabilityData",), "not 0 < warnDays <= failDays", ""
+    if hosted is not None and not _PROJECT.match(hosted.project):
+        hint = "as Harbor takes it: lower-case letters and digits, with . _ - between them"
+        yield ("hostBundle", "project"), f"not a project: {hosted.project[:60]!r}", hint
 
 
 def _is_address(host: str | None) -> bool:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Serials(msgspec.Struct, frozen=True):
-    """The channel that the site follows and the highest serial seen in each."""
+    """The channel that the site follows and the highest serial seen in each history."""
 
     channel: str = ""
     highest: dict[str, int] = {}
@@ -123,14 +123,14 @@ class State:
         check_history(
             manifest,
             channel=channel or seen.channel or None,
-            highest_serial=seen.highest.get(manifest.channel),
+            highest_serial=seen.highest.get(manifest.history),
             allow_downgrade=allow_downgrade,
         )
 
     def record(self, manifest: Manifest) -> None:
         """Remember channel and serial of a bundle that is used; a lower one changes nothing."""
         seen = self.serials
-        highest = max(manifest.serial, seen.highest.get(manifest.channel, 0))
-        now = Serials(manifest.channel, {**seen.highest, manifest.channel: highest})
+        highest = max(manifest.serial, seen.highest.get(manifest.history, 0))
+        now = Serials(manifest.channel, {**seen.highest, manifest.history: highest})
         if now != seen:
             self.write("serials.json", now)

@@ -138,12 +138,11 @@ class Story:
         return json.loads(self.cluster.run(argv).stdout)
 
     def revision(self) -> tuple[str, str, str]:
-        """Revision, status and chart of the only release."""
-        (found,) = self.helm("list")
-        return found["revision"], found["status"], found["chart"]
+        """Revision, status and chart of Harbor's release."""
+        return self.revision_of("harbor")
 
     def revision_of(self, release: str) -> tuple[str, str, str]:
-        """The same of one among several."""
+        """The same of another release."""
         (found,) = [one for one in self.helm("list") if one["name"] == release]
         return found["revision"], found["status"], found["chart"]
 

@@ -32,8 +32,10 @@ from installer.deploy.release import HelmRelease
 from installer.deploy.status import Line, Part, Status, ask_all, differing, look
 from installer.deploy.tools import own_platform
 from installer.errors import DeploymentFailed
+from installer.harbor.vulnerability_data import ScannerData
 from installer.site import credentials
 from installer.site.authority import ensure_certificates
+from installer.site.harbor import VulnerabilityData
 from installer.site.model import read_site
 from installer.site.state import State
 from tests.bundles import make_bundle, open_bundle
@@ -319,7 +321,7 @@ def test_a_site_where_nothing_is_wrong(tmp_path: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in site.state.folder.rglob("*")}
         found = site.status()
         after = {path: path.stat().st_mtime_ns for path in site.state.folder.rglob("*")}
-    assert bad(found) == {("trivy", "trivy-db"): "warning"}
+    assert set(bad(found)) == {("trivy", "trivy-db"), ("trivy", "harbor/harbor")}
     assert exit_code(found) == 0
     assert after == before
     names = [(n.group, n.name) for n in found.lines]
@@ -560,24 +562,18 @@ def test_a_damaged_journal_is_a_line(site: FakeSite) -> None:
     assert exit_code(found) == 8
 
 
-@pytest.mark.parametrize(("days", "state"), [(3, "ok"), (31, "warning")])
-def test_a_database_says_how_old_it_is(
-    site: FakeSite, monkeypatch: pytest.MonkeyPatch, days: int, state: str
-) -> None:
-    made = (NOW - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S.000000000Z")
-    path, pem = make_bundle(
-        site.folder / "c.tar", {}, databases={"ghcr.io/aquasecurity/trivy-db:2": CORE}
-    )
-    with open_bundle(path, pem) as opened, site.context() as context:
-        databases = tuple(
-            msgspec.structs.replace(d, updated_at=made) for d in opened.manifest.databases
-        )
-        dated = msgspec.structs.replace(opened.manifest, databases=databases)
-        monkeypatch.setattr(context.bundle, "manifest", dated)
-        # The fraction that was written may be larger than now's.
-        (found,) = status._trivy(context, NOW + timedelta(seconds=1))
+@pytest.mark.parametrize(
+    ("days", "state"), [(3, "ok"), (15, "warning"), (61, "failed"), (None, "failed")]
+)
+def test_the_scanner_says_how_old_its_database_is(days: int | None, state: str) -> None:
+    data = ScannerData("Trivy", None if days is None else NOW - timedelta(days=days))
+    found = status.database_age("harbor/harbor", data, VulnerabilityData(), NOW)
     assert found.state == state
-    assert f"{days} days old, of {made[:10]}" in found.text
+    assert ("no vulnerability database" if days is None else f"{days} days old") in found.text
+
+
+def test_a_scanner_that_can_not_be_asked_is_a_warning(site: FakeSite) -> None:
+    assert line(site.status(), "trivy", "harbor/harbor").state == "warning"
 
 
 def test_a_bundle_without_a_database_matters_to_trivy_only(site: FakeSite) -> None:
