@@ -97,7 +97,9 @@ CASES = {
         {"loadBalancer": {"haproxy": {"nodes": ["10.55.0.1"], "mode": "passthrough"}}},
     ),
     "TLS inside": Case(
-        "production", values={"internalTLS": {"enabled": True, "certSource": "secret", **INTERNAL}}
+        "production",
+        {"internalTLS": None},
+        {"internalTLS": {"enabled": True, "certSource": "secret", **INTERNAL}},
     ),
     # Storage
     "a folder of the node": Case("demo", {"storage": {"hostPath": {"path": "/srv/harbor"}}}),

@@ -131,7 +131,7 @@ class Production(Demo):
         path.write_text(yaml.safe_dump(document))
         return path
 
-    def command(self, verb: str, bundle: str, *more: str, **release: Any) -> Any:
+    def called(self, verb: str, bundle: str, *more: str, **release: Any) -> Any:
         """Run a command where the site's names are in /etc/hosts, in mounts of its own."""
         hosts = self.folder / "hosts"
         hosts.write_text(f"127.0.0.1 localhost\n{NODE_IP} {' '.join(SITE_NAMES)}\n")
@@ -143,12 +143,12 @@ class Production(Demo):
         )
 
     def run(self, bundle: str, *more: str, **release: Any) -> subprocess.CompletedProcess[str]:
-        done: subprocess.CompletedProcess[str] = self.command("run", bundle, *more, **release)
+        done: subprocess.CompletedProcess[str] = self.called("run", bundle, *more, **release)
         self.heard.append(done.stdout + done.stderr)
         return done
 
     def told_json(self, verb: str, bundle: str, *more: str, code: int = 0, **release: Any) -> Any:
-        done = self.command(verb, bundle, "--output=json", *more, **release)
+        done = self.called(verb, bundle, "--output=json", *more, **release)
         assert done.returncode == code, done.stderr
         self.heard.append(done.stdout + done.stderr)
         return json.loads(done.stdout)
