@@ -17,6 +17,7 @@ from installer.deploy import databases
 from installer.deploy.check import RunningImages
 from installer.deploy.context import looking, working
 from installer.deploy.harbor import HarborParts
+from installer.deploy.host_bundle import HostBundleInHarbor
 from installer.deploy.nodes import TellNodes
 from installer.deploy.plan import Report, execute, look, unmeasured
 from installer.deploy.preflight.examination import examine
@@ -158,7 +159,7 @@ def _execute(
 
 def _steps_of_databases(request: Request) -> list[Step]:
     verify = VerifyContent(request.bundle, request.state, request.meter)
-    return [verify, *databases.steps_of(request)]
+    return [verify, *databases.steps_of(request), *hosting(request)]
 
 
 def _check_history(request: Request) -> None:
@@ -238,4 +239,14 @@ def steps_of(request: Request, context: Context, cluster: ClusterInfo) -> Sequen
         steps.append(RunningImages(namespace, bundle, context.kubectl, there))
     for harbor in harbors:
         steps += harbor.after()
-    return steps
+    return [*steps, *hosting(request)]
+
+
+def hosting(request: Request) -> list[Step]:
+    """Copies of the bundle's content in projects of the site's Harbors, where that is asked for."""
+    site, state, bundle = request.site, request.state, request.bundle
+    return [
+        HostBundleInHarbor(site, state, release, release.harbor.host_bundle, bundle, request.meter)
+        for release in site.releases
+        if release.harbor is not None and release.harbor.host_bundle is not None
+    ]

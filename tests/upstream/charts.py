@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -333,7 +334,7 @@ def images_of(tag: str, profiles: Iterable[str] = PROFILES) -> set[str]:
 
 def chart_artefact(tgz: bytes, version: str, tag: str) -> Image:
     """Make what ``helm push`` would store in a registry."""
-    config = Content(HELM_CONFIG, yaml.safe_dump(metadata(version, tag)).encode())
+    config = Content(HELM_CONFIG, json.dumps(metadata(version, tag)).encode())
     return artefact(config, [Content(HELM_CHART, tgz)])
 
 
