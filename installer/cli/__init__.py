@@ -18,6 +18,7 @@ VERBS = {
     "run": "Verify, seed, deploy and check: the whole installation.",
     "image": "Push, sign, verify and scan images in Harbor.",
     "undo": "Return to the release and database from before the last upgrade.",
+    "harbor": "Compare what is set inside of Harbor with site.yaml, or make it so.",
     "status": "Show how the site is; changes nothing.",
     "uninstall": "Take away what was installed; data stays unless told otherwise.",
     "support-bundle": "Collect what somebody elsewhere needs to help, without the secrets.",

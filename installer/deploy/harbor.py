@@ -20,6 +20,7 @@ from installer.deploy.kept_secrets import KeepSecrets
 from installer.deploy.nodes import TellNodes
 from installer.deploy.proxy import ShowCertificate
 from installer.deploy.release import HelmRelease
+from installer.deploy.settings import ApplySettings
 from installer.harbor.values import issued_name
 from installer.site.authority import utc_now
 
@@ -83,6 +84,7 @@ class HarborParts:
         self._health = HarborIsHealthy(
             release, harbor, lambda: harbor.ca or self.certificate.ca_file()
         )
+        self._settings = ApplySettings(context.site, release, harbor, context.state)
 
     def _pem(self) -> bytes | None:
         files = self.certificate.files()
@@ -154,4 +156,7 @@ class HarborParts:
         steps: list[Step] = [self._haproxy] if self._haproxy else []
         if self._proxy.is_needed():
             steps.append(self._proxy)
-        return [*steps, self._health]
+        steps.append(self._health)
+        if self._settings.is_needed():
+            steps.append(self._settings)
+        return steps

@@ -9,12 +9,12 @@ fails, the error says in which state things are and how to return.
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from installer.deploy.dump import login_of, programs
+from installer.deploy.harbor_access import admin_passwords
 from installer.deploy.read_only import LiftReadOnly, ReadOnly
 from installer.deploy.release import HelmRelease
 from installer.deploy.revisions import Revisions
@@ -30,7 +30,6 @@ from installer.helm.difference import (
     version_of,
 )
 from installer.redaction import secret_texts
-from installer.site.private import read_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -298,15 +297,11 @@ class UpgradableRelease(HelmRelease):
         return self._identity
 
     def _client(self) -> HarborClient:
-        harbor, kept = self._release.harbor, self._kept()
+        harbor = self._release.harbor
         if harbor is None:
             raise ValueError(f"{self._release.key} is no Harbor")
-        passwords = [kept.admin_password] if kept else []
-        written = Path(harbor.admin_password_file) if harbor.admin_password_file else None
-        if written and written.is_file():
-            passwords.append(read_secret(written))  # today's, if people have changed it
-        known = list(dict.fromkeys(passwords))
-        return HarborClient(harbor.external_url, self._ca(), known, pauses=())
+        passwords = admin_passwords(self._context.state, self._release, harbor)
+        return HarborClient(harbor.external_url, self._ca(), passwords, pauses=())
 
     def _is_running(self) -> bool:
         name = self._release.release_name

@@ -63,9 +63,14 @@ class HarborRefused(DeploymentFailed):
         super().__init__(
             f"{url}: {method}: HTTP {status}{f': {words}' if words else ''}", hint=hint
         )
+        self.method = method
         self.url = url
         self.status = status
         self.words = words
+
+    def with_hint(self, hint: str) -> HarborRefused:
+        """The same with what to do next."""
+        return HarborRefused(self.method, self.url, self.status, self.words, hint=hint)
 
 
 @dataclass(frozen=True, order=True)

@@ -16,12 +16,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from installer.errors import InvalidInput
+from installer.site import harbor_settings_check
+from installer.site.harbor_settings import HarborSettings  # noqa: TC001 (msgspec reads the type)
 from installer.site.section import PORTS, LocalFile, OnceFile, OutputFile, Strict, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Problem = tuple[tuple[str, ...], str, str]
+    Problem = tuple[tuple[str | int, ...], str, str]
     """Key path below ``harbor``, what is wrong there, and what to do."""
 
 
@@ -324,6 +326,7 @@ class Harbor(Strict, frozen=True):
 
     ``externalURL`` is how people reach it, ``ca`` the certificate authority to check that URL
     with, ``adminPasswordFile`` the first admin password if it shall not be a generated one.
+    ``settings`` is what is set inside of it, when it runs.
     """
 
     external_url: str = msgspec.field(name="externalURL")
@@ -338,10 +341,18 @@ class Harbor(Strict, frozen=True):
     load_balancer: LoadBalancer | None = None
     vulnerability_data: VulnerabilityData = VulnerabilityData()
     host_bundle: HostBundle | None = None
+    settings: HarborSettings | None = None
 
 
 def problems(harbor: Harbor) -> Iterator[Problem]:
     """What the types can't say: which parts exclude or need each other."""
+    yield from _deployment_problems(harbor)
+    if harbor.settings is not None:
+        for path, message, hint in harbor_settings_check.problems(harbor.settings):
+            yield ("settings", *path), message, hint
+
+
+def _deployment_problems(harbor: Harbor) -> Iterator[Problem]:
     certificate, storage, balancer = harbor.certificate, harbor.storage, harbor.load_balancer
     expose = harbor.expose or Expose()
     if certificate is not None:

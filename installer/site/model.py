@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from installer.documents import Document, load_document
+from installer.documents import Document, key_path, load_document
 from installer.errors import InvalidInput
 from installer.oci.reference import Reference
 from installer.site.harbor import Harbor, problems
@@ -173,7 +173,7 @@ def _check(document: Document[Site]) -> None:
         if release.harbor is not None:
             _check_url(document, release.harbor.external_url, index)
             for path, message, hint in problems(release.harbor):
-                key = ".".join(("harbor", *path))
+                key = key_path(("harbor", *path))
                 raise InvalidInput(
                     f"{document.where(*at, 'harbor', *path)}: releases[{index}].{key}: {message}",
                     hint=hint,

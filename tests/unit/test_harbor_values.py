@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from installer.documents import key_path
 from installer.harbor import values as harbor_values
 from installer.harbor.values import overlapping
 from installer.helm.chart import ChartArchive
@@ -31,7 +32,7 @@ def harbor(**sections: Any) -> Harbor:
 
 def complaints(**sections: Any) -> list[str]:
     found = msgspec.convert({"externalURL": URL} | sections, Harbor)
-    return [f"{'.'.join(path)}: {message}" for path, message, _ in problems(found)]
+    return [f"{key_path(path)}: {message}" for path, message, _ in problems(found)]
 
 
 def values(**sections: Any) -> dict[str, Any]:

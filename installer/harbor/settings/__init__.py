@@ -1,0 +1,1 @@
+"""What is set inside of Harbor: compared with site.yaml, shown, made so, read again."""
