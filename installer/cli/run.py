@@ -98,6 +98,8 @@ def command(
             print_json(
                 _document(verified, site, state.folder, report, seconds) | warnings.document()
             )
+        elif verified.manifest.only_databases:
+            _tell_databases(site, report, seconds)
         else:
             _summarise(site, site_file, state.folder, report, seconds)
 
@@ -203,6 +205,15 @@ def _summarise(site: Site, site_file: Path, state: Path, report: Report, seconds
             f"Back up {state}: Harbor's database can't be read without the key in it, of which "
             "only the cluster has a copy."
         )
+
+
+def _tell_databases(site: Site, report: Report, seconds: float) -> None:
+    if not report.changed:
+        click.echo(f"nothing to do: {site.name} works with these databases")
+        return
+    click.echo(f"{site.name} works with the new databases, {seconds:.0f} s")
+    for step, note in report.notes.items():
+        click.echo(f"{step}: {note}")
 
 
 def _document(

@@ -18,27 +18,48 @@ from installer.deploy.kubectl import Kubectl
 from installer.deploy.push import PushBundle
 from installer.deploy.seed import DATABASES, SERVED, ServeBundle, ServedBundle
 from installer.errors import AcceptanceFailed, AirgapError, PreflightFailed
-from installer.harbor.vulnerability_data import found_planted, scan_planted, scanner_data
+from installer.harbor.vulnerability_data import (
+    found_planted,
+    repositories,
+    scan_planted,
+    scanner_data,
+)
 from installer.site.private import read_file, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from installer.bundle.archive import VerifiedBundle
+    from installer.bundle.manifest import Manifest
     from installer.deploy.deployment import Request
     from installer.deploy.plan import Advance, Step
     from installer.site.model import Release, Serve
+    from installer.site.state import State
 
 _PATIENCE = 900.0
 """Seconds for a scan: a large database comes before it."""
 _CACHE = "/home/scanner/.cache/trivy"
 _PROVEN = "databases-proven.json"
+_TOLD = "databases.json"
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """Where the scanner looks for each kind of database, without the registry's host."""
+
+    repositories: dict[str, str] = {}
 
 
 class _Proven(msgspec.Struct, frozen=True):
     """Digest of the database that a planted finding was found with, by release."""
 
     releases: dict[str, str] = {}
+
+
+def remember_names(state: State, manifest: Manifest) -> None:
+    """Keep under which names Harbor is told to look for databases; the state is held."""
+    told = _Told(repositories(manifest.databases, ""))
+    if state.read(_TOLD, _Told) != told:
+        state.write(_TOLD, told)
 
 
 def check_site(request: Request) -> None:
@@ -54,6 +75,15 @@ def check_site(request: Request) -> None:
         )
     if not any(map(_scans, site.releases)):
         raise PreflightFailed("site.yaml: there is no Harbor with its own scanner")
+    told = (state.read(_TOLD, _Told) or _Told()).repositories
+    for kind, name in repositories(request.bundle.manifest.databases, "").items():
+        if told.get(kind) != name:
+            looks = f"looks for it as {told[kind][1:]}" if kind in told else "is told of none"
+            raise PreflightFailed(
+                f"{kind} is {name[1:]}, and Harbor's scanner {looks}",
+                hint="take `databases` of this bundle's spec from that of Harbor's bundle, and "
+                "run Harbor's bundle first if it had none",
+            )
     if site.seed.serve is None:
         return
     if state.read(SERVED, ServedBundle) is None:

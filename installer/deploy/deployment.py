@@ -154,6 +154,8 @@ def _execute(
     if manifest.serial < state.serials.highest.get(manifest.history, 0):
         state.journal.append("downgrade", bundle=digest, text=request.downgrade)
     state.record(manifest)
+    if not manifest.only_databases:
+        databases.remember_names(state, manifest)
     return execute(others, state.journal, digest, observer, report)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from installer.deploy import daemon
-from installer.deploy.databases import ServeDatabases, check_site
+from installer.deploy.databases import ServeDatabases, check_site, remember_names
 from installer.deploy.deployment import Request
 from installer.deploy.seed import ServeBundle
 from installer.errors import PreflightFailed
@@ -144,6 +144,9 @@ def test_the_seed_serves_them_beside_and_goes_on_when_the_medium_is_gone(
         with pytest.raises(PreflightFailed, match="nothing was installed"):
             check_site(request)
         state.record(main.manifest)
+        with pytest.raises(PreflightFailed, match="is told of none"):
+            check_site(request)
+        remember_names(state, main.manifest)
         with pytest.raises(PreflightFailed, match="not known which bundle"):
             check_site(request)
         first = ServeBundle(site, serve, state, main, command=INSTALLER, key=pem)
