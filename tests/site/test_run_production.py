@@ -337,9 +337,9 @@ def test_it_installs(story: Production, connected: Connected) -> None:
     started = serve_ingress(story)
     report = story.json("old")
     started.join(10)
-    assert report["changed"][:7] == [
-        "verify", "tools", "seed", "nodes", f"internal-tls:{KEY}", f"companion:{KEY}",
-        f"release:{KEY}",
+    assert report["changed"][:8] == [
+        "verify", "tools", "seed", "nodes", f"secrets:{KEY}", f"internal-tls:{KEY}",
+        f"companion:{KEY}", f"release:{KEY}",
     ]  # fmt: skip
     assert story.revision_of("harbor") == ("1", "deployed", f"harbor-{OLD}")
     story.check_pods(SEED, OLD, connected.upstream, RUNNING)

@@ -29,6 +29,7 @@ from installer.deploy.preflight.rights import Resource, check_rights, read_resou
 from installer.deploy.preflight.storage import check_leftovers, check_storage, maker_of_secret
 from installer.deploy.preflight.verdict import Check, refusal
 from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
+from installer.harbor.api import HarborRefused
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -181,6 +182,13 @@ def test_a_node_takes_only_so_many_pods() -> None:
     assert check_capacity([full], [pod("n1")], [rendered(deployment())]).state == "ok"
     two = [rendered(deployment(replicas=2))]
     assert check_capacity([full], [pod("n1")], two).state == "failed"
+
+
+def test_an_error_that_takes_more_than_words_is_raised_as_what_it_is_a_kind_of() -> None:
+    refused = HarborRefused("GET", "https://harbor/api", 404, "no such thing", hint="look")
+    raised = refusal([Check.refused("Harbor", refused)])
+    assert type(raised) is DeploymentFailed
+    assert (raised.message, raised.hint) == (refused.message, "look")
 
 
 def test_taints_keep_pods_away_that_do_not_tolerate_them() -> None:

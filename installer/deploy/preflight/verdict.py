@@ -29,8 +29,10 @@ class Check:
 
     @classmethod
     def refused(cls, name: str, error: AirgapError) -> Check:
-        """The failed check that an error stands for."""
-        return cls(name, "failed", error.message, error.hint, type(error))
+        """The failed check that an error stands for; what the error has besides is left out."""
+        kinds = (kind for kind in type(error).__mro__ if issubclass(kind, AirgapError))
+        kind = next(kind for kind in kinds if kind.__init__ is AirgapError.__init__)
+        return cls(name, "failed", error.message, error.hint, kind)
 
 
 def refusal(checks: Iterable[Check]) -> AirgapError | None:

@@ -205,6 +205,9 @@ func core() http.Handler {
 	})
 	mux.HandleFunc("GET /api/v2.0/health", health)
 	mux.HandleFunc("GET /api/v2.0/systeminfo", systeminfo)
+	mux.HandleFunc("GET /api/v2.0/users/current", admin(func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, map[string]any{"user_id": 1, "username": "admin"})
+	}))
 	mux.HandleFunc("GET /api/v2.0/configurations", admin(configurations))
 	mux.HandleFunc("PUT /api/v2.0/configurations", admin(configure))
 	mux.HandleFunc("/v2/", func(w http.ResponseWriter, _ *http.Request) {
