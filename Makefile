@@ -8,7 +8,7 @@ export AIRGAP_CACHE := $(CACHE)
 export AIRGAP_SHARED ?= $(abspath ../shared)
 WORKERS ?= 2
 
-.PHONY: help install test lint unit integration site bench demo lock-requirements clean
+.PHONY: help install test lint unit integration site bench demo lock-requirements loader clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -49,6 +49,15 @@ demo: $(STAMP) ## The whole way on this machine: upstream, lock, bundle, verify,
 lock-requirements: $(STAMP) ## Pin the newest versions of what requirements-dev.in names
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-header --allow-unsafe \
 	  --no-emit-index-url --no-emit-find-links -o requirements-dev.txt requirements-dev.in
+
+LOADER := -O2 -std=gnu11 -Wall -Wextra -Werror -nostdlib -static -no-pie -fno-pie -ffreestanding \
+  -fno-builtin -fno-stack-protector -fno-unwind-tables -fno-asynchronous-unwind-tables -fno-ident \
+  -fno-tree-loop-distribute-patterns -s \
+  -Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,noexecstack
+
+loader: ## Compile the installer's first programs anew (Debian 12: gcc gcc-aarch64-linux-gnu)
+	gcc $(LOADER) -o bundler/loader/unpack-x86_64 bundler/loader/unpack.c
+	aarch64-linux-gnu-gcc $(LOADER) -o bundler/loader/unpack-aarch64 bundler/loader/unpack.c
 
 clean: ## Remove what was installed and built here
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bundler.cache import read_chunks
 from bundler.fetch import Filled, Job, Journal, fill, read_marks
 from bundler.image_layout import OCI_LAYOUT, docker_manifest, index_json, readme
 from bundler.lock import bundle_manifest
@@ -29,9 +30,10 @@ from installer.errors import InvalidInput, TransferFailed
 from installer.oci.graph import MAX_MANIFEST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from bundler.installer_file import InstallerFile
     from bundler.lock import Blob, Lock
     from bundler.sources.upstream import Upstream
     from installer.keys import SigningKey
@@ -52,6 +54,7 @@ class Plan:
     front: dict[str, bytes]
     documents: dict[Digest, bytes]
     local: LocalBlobs
+    installers: dict[str, Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +68,31 @@ class Built:
     filled: Filled
 
 
-def plan(lock: Lock, upstream: Upstream, local: LocalBlobs | None = None) -> Plan:
+def plan(
+    lock: Lock,
+    upstream: Upstream,
+    local: LocalBlobs | None = None,
+    installers: Sequence[InstallerFile] = (),
+) -> Plan:
     """Steps (2) and (3); raises TransferFailed or Corrupt when a manifest can't be had.
 
-    ``local`` are blobs that this machine has.
+    ``local`` are blobs that this machine has, ``installers`` travel in the bundle.
     """
     local = local or LocalBlobs()
     documents = _read_manifests(lock, upstream, local)
     contents = {
-        "README.txt": readme(lock),
+        "README.txt": readme(lock, [installer.name for installer in installers]),
         "oci-layout": OCI_LAYOUT,
         "index.json": index_json(bundle_manifest(lock, (), SIGNATURE_AREA)),
         "manifest.json": docker_manifest(lock, documents),
     }
-    front = tuple(Member(p, len(data), Digest.of(data).hex) for p, data in contents.items())
-    manifest = bundle_manifest(lock, front, SIGNATURE_AREA)
+    first, *others = (Member(p, len(data), Digest.of(data).hex) for p, data in contents.items())
+    programs = (Member(i.name, i.size, i.digest.hex, executable=True) for i in installers)
+    manifest = bundle_manifest(lock, (first, *programs, *others), SIGNATURE_AREA)
     payload = encode(manifest)
     places = layout(manifest, len(payload))
-    return Plan(manifest, payload, places, contents, documents, local)
+    files = {installer.name: installer.path for installer in installers}
+    return Plan(manifest, payload, places, contents, documents, local, files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +129,8 @@ def budget(prepared: Plan, out: Path) -> Budget:
             continue  # was made, or had to be read for the plan
         mark = min(marks.get(member.sha256, 0), member.size)
         resumed += mark
-        if not mark and prepared.local.find(member.digest, member.size):
+        is_here = member.path in prepared.installers
+        if not mark and (is_here or prepared.local.find(member.digest, member.size)):
             copied += member.size
         else:
             download += member.size - mark
@@ -281,8 +292,10 @@ def _jobs(lock: Lock, prepared: Plan, upstream: Upstream) -> list[Job]:
         )
         if known is not None:
             jobs.append(Job(entry, _from_memory(known), path))
+        elif path in prepared.installers:
+            jobs.append(Job(entry, _from_file(prepared.installers[path]), path))
         else:
-            assert blob is not None  # noqa: S101 (a member is either in front or a blob)
+            assert blob is not None  # noqa: S101 (a member is in front, an installer or a blob)
             place = prepared.local.find(entry.member.digest, entry.member.size)
             read = place.read if place else None
             jobs.append(Job(entry, _from_upstream(upstream, blob), _describe(blob), read))
@@ -291,6 +304,10 @@ def _jobs(lock: Lock, prepared: Plan, upstream: Upstream) -> list[Job]:
 
 def _from_memory(data: bytes) -> Callable[[int], Iterator[bytes]]:
     return lambda start: iter([data[start:]] if data[start:] else [])
+
+
+def _from_file(path: Path) -> Callable[[int], Iterator[bytes]]:
+    return lambda start: read_chunks(path, start)
 
 
 def _from_upstream(upstream: Upstream, blob: Blob) -> Callable[[int], Iterator[bytes]]:

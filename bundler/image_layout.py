@@ -18,7 +18,7 @@ from installer.oci.graph import ImageIndex, read_manifest
 from installer.oci.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from bundler.lock import Lock
     from installer.bundle.digest import Digest
@@ -109,22 +109,57 @@ def _short_names(manifest: Manifest) -> dict[str, str]:
     return names
 
 
-def readme(lock: Lock) -> bytes:
-    """A page in plain words for whoever finds the disk: what it is and how to check it."""
+def readme(lock: Lock, installers: Sequence[str] = ()) -> bytes:
+    """A page in plain words for whoever finds the disk: what it is and how to check it.
+
+    ``installers`` are the paths of the installers in the bundle.
+    """
     lines = [
         f"{lock.name}, serial {lock.serial} of channel {lock.channel}, made {lock.created}",
         "",
         "This file is a bundle for an isolated site: a tar that is also an OCI image layout.",
         "bundle.json lists every other file in it with size and sha256, and is signed.",
         "",
-        "Check the signature with openssl alone. BUNDLE is the file, release.pub the public key,",
-        "which must have reached you over another way than this disk:",
+        "BUNDLE is the file, release.pub the public key, which must have reached you over another",
+        "way than this disk.",
         "",
-        "  tar xf BUNDLE bundle.json bundle.json.sig",
-        "  openssl dgst -sha256 -verify release.pub -signature bundle.json.sig bundle.json",
+    ]
+    for installer in installers:
+        lines += [
+            f"Take out {installer} and check it before it runs for the first time;",
+            "go on only if the second line says Verified OK, and the third OK:",
+            "",
+            f"  tar xf BUNDLE bundle.json bundle.json.sig {installer}",
+            "  openssl dgst -sha256 -verify release.pub -signature bundle.json.sig bundle.json",
+            (
+                f'  grep -A2 \'"path": "{installer}"\' bundle.json'
+                f' | sed -n \'s/.*"sha256": "\\(.*\\)".*/\\1  {installer}/p\' | sha256sum -c'
+            ),
+            "",
+        ]
+    name = f"./{installers[0]}" if installers else "installer"
+    if installers:
+        lines += [
+            "It needs nothing of the machine but Linux, and checks everything else:",
+            "",
+        ]
+    else:
+        lines += [
+            "Check the signature with openssl alone:",
+            "",
+            "  tar xf BUNDLE bundle.json bundle.json.sig",
+            "  openssl dgst -sha256 -verify release.pub -signature bundle.json.sig bundle.json",
+            "",
+            "With the installer:",
+            "",
+        ]
+    lines += [
+        f"  {name} verify  BUNDLE --key release.pub",
+        f"  {name} inspect BUNDLE --key release.pub",
+        f"  {name} run     BUNDLE --key release.pub --site site.yaml",
         "",
-        "Then check every other file against bundle.json; nothing is unpacked, and the last line",
-        "prints nothing but its sentence:",
+        "Without any program of ours: check every file against bundle.json, once its signature",
+        "held; nothing is unpacked, and the last line prints nothing but its sentence:",
         "",
         (
             "  tar xOf BUNDLE bundle.json | awk -F'\"' '/\"path\":/{p=$4}"
@@ -135,12 +170,6 @@ def readme(lock: Lock) -> bytes:
             " --to-command='echo \"$(sha256sum | cut -c1-64)  $TAR_FILENAME\"' | sort > found"
         ),
         "  diff signed found && echo every file is as signed",
-        "",
-        "With the installer:",
-        "",
-        "  installer verify  BUNDLE --key release.pub",
-        "  installer inspect BUNDLE --key release.pub",
-        "  installer run     BUNDLE --key release.pub --site site.yaml",
         "",
     ]
     return "\n".join(lines).encode()

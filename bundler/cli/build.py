@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from bundler import installer_file
 from bundler.build import Budget, budget, build, check_out, plan
 from bundler.cli.keygen import PASSPHRASE_VARIABLE
 from bundler.cli.lock import lock_spec
 from bundler.cli.upstream import open_upstream, registry_config_option
+from bundler.freeze import ARCHITECTURES
 from bundler.lock import read_lock
 from bundler.resolve import check_lock_fits
 from bundler.reuse import LocalBlobs
@@ -26,8 +30,12 @@ from installer.cli.console import (
     say,
     size_text,
 )
-from installer.errors import TransferFailed
+from installer.errors import InvalidInput, TransferFailed
 from installer.keys import load
+
+if TYPE_CHECKING:
+    from bundler.cache import BlobCache
+    from bundler.installer_file import InstallerFile
 
 
 @click.command("build")
@@ -44,6 +52,14 @@ from installer.keys import load
     type=click.Path(path_type=Path, exists=True),
     help="A bundle, OCI archive or OCI layout to take blobs from; any number of them.",
 )
+@click.option(
+    "--installer",
+    "installer_files",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="An installer that was made elsewhere, such as for another architecture.",
+)
+@click.option("--no-installer", is_flag=True, help="Put no installer into the bundle.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take; write no bundle.")
 @registry_config_option
 @output_option
@@ -54,9 +70,11 @@ def command(
     out: Path,
     lock_file: Path | None,
     reuse: tuple[Path, ...],
+    installer_files: tuple[Path, ...],
     registry_config: Path | None,
-    output: str,
     *,
+    output: str,
+    no_installer: bool,
     dry_run: bool,
 ) -> None:
     """Fetch what SPEC's lock names and write it to OUT as one signed file.
@@ -66,6 +84,9 @@ def command(
     """
     start = time.monotonic()
     check_out(out)
+    if no_installer and installer_files:
+        raise click.UsageError("--installer and --no-installer exclude each other")
+    given = [installer_file.read(path) for path in installer_files]
     spec = Spec.load(spec_file)
     key = None
     if not dry_run:
@@ -78,7 +99,10 @@ def command(
         else:
             say(f"no {lock_file} yet: locking first")
             lock = lock_spec(spec, lock_file, upstream, now=datetime.now(UTC))
-        prepared = plan(lock, upstream, LocalBlobs(reuse, upstream.cache.folder))
+        installers = () if no_installer else _installers(given, upstream.cache)
+        for installer in installers:
+            installer_file.check_beside(installer, out.parent)
+        prepared = plan(lock, upstream, LocalBlobs(reuse, upstream.cache.folder), installers)
         total = sum(member.size for member in prepared.manifest.members)
         say(
             f"{lock.name} serial {lock.serial}: {len(lock.images)} images, "
@@ -89,6 +113,7 @@ def command(
             return
         with progress("fetching", total) as advance:
             built = build(lock, upstream, key, out, prepared=prepared, progress=advance)
+    beside = [installer_file.put_beside(installer, out.parent) for installer in installers]
     seconds = time.monotonic() - start
     if output == "json":
         print_json(
@@ -101,6 +126,7 @@ def command(
                 "fetched": built.filled.fetched,
                 "reused": built.filled.reused,
                 "copied": built.filled.copied,
+                "installers": [str(path) for path in beside],
                 "seconds": round(seconds, 3),
             }
         )
@@ -112,8 +138,21 @@ def command(
         f"{built.path}: {size_text(built.size)} in {seconds:.1f} s"
         f" ({size_text(int(filled.fetched / max(seconds, 0.001)))}/s{reused})\n"
         f"  bundle.json {built.digest}, signed by key {key.public.key_id[:16]}\n"
-        f"next: installer verify {built.path} --key {key_file.with_suffix('.pub')}"
+        + "".join(f"  {path}, also in the bundle\n" for path in beside)
+        + f"next: installer verify {built.path} --key {key_file.with_suffix('.pub')}"
     )
+
+
+def _installers(given: list[InstallerFile], cache: BlobCache) -> list[InstallerFile]:
+    """Those that were given and the one of this environment, one for each architecture."""
+    found = {installer.architecture: installer for installer in given}
+    if len(found) < len(given):
+        raise InvalidInput("--installer: two files for one architecture")
+    own = ARCHITECTURES.get(platform.machine(), "")
+    if not own or own not in found:
+        made = installer_file.make(cache, lambda size: progress("packing the installer", size))
+        found[made.architecture] = made
+    return [found[architecture] for architecture in sorted(found)]
 
 
 def _show(found: Budget, output: str) -> None:

@@ -111,6 +111,8 @@ def state_folder_of(site: Site, chosen: Path | None) -> Path:
 
 def own_command() -> tuple[str, ...]:
     """How this very installer is started again: program and leading arguments."""
+    if getattr(sys, "frozen", False):  # one file (bundler/loader/boot.py)
+        return (sys.executable,)
     spec = sys.modules["__main__"].__spec__
     if spec is not None and spec.name != "__main__":  # python -m package, but not an archive
         return (sys.executable, "-m", spec.name.removesuffix(".__main__"))

@@ -51,7 +51,7 @@ def bundler_create(given: Inputs, folder: Path) -> Plan:
     build: Step = (
         *(BIN / "bundler", "build", given.spec, "--out", out),
         *("--registry-config", given.registries),
-        *("--key", given.key, "--passphrase-file", given.passphrase),
+        *("--key", given.key, "--passphrase-file", given.passphrase, "--no-installer"),
     )
     return Plan([build], out, {"AIRGAP_CACHE_DIR": str(folder / "cache")})
 

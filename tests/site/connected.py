@@ -135,6 +135,7 @@ class Connected:
             f"--passphrase-file={self._passphrase}",
             f"--out={path}",
             f"--registry-config={self.registries}",
+            "--no-installer",
             "--output=json",
         )
         lock = json.loads(spec.with_name("bundle.lock").read_text())

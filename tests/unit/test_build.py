@@ -54,15 +54,20 @@ class Builder:
             "--out", out, "--registry-config", "registries.yaml",
         )  # fmt: skip
 
-    def build(self, *more: str, out: str = "out.tar") -> subprocess.CompletedProcess[str]:
-        return run("bundler", *self.build_argv(out), *more, cwd=self.folder, **self.env)
+    def build(
+        self, *more: str, out: str = "out.tar", installer: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        # To pack this environment takes long; tests/integration/test_installer_file.py does it.
+        which = ("--installer", str(installer)) if installer else ("--no-installer",)
+        arguments = (*self.build_argv(out), *which, *more)
+        return run("bundler", *arguments, cwd=self.folder, **self.env)
 
     def start(self) -> subprocess.Popen[str]:
         # Whoever runs the tests in the background has SIGINT ignored, and that is inherited.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         code = "from bundler.cli import main; main()"
         return subprocess.Popen(
-            [sys.executable, "-c", code, *self.build_argv()],
+            [sys.executable, "-c", code, *self.build_argv(), "--no-installer"],
             cwd=self.folder, env=os.environ | self.env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip

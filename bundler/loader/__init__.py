@@ -1,0 +1,1 @@
+"""What the one-file installer starts with: a static program per architecture, and boot.py."""
