@@ -57,7 +57,7 @@ _OWN = ("installer", "manifests")
 _ALIGNMENT = 16
 _LEVEL = 9
 _LOCAL_HEADER = 30  # bytes before a member's name in a zip archive (APPNOTE.TXT, 4.3.7)
-_HEADER, _ENTRY = struct.Struct("<16sQ40s"), struct.Struct("<QQQ32s72s")
+_HEADER, _ENTRY = struct.Struct("<16sQQ40s"), struct.Struct("<QQQ32s72s")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first that zip knows
 _LEFT_OUT = frozenset(
     {"__pycache__", "config", "distutils", "ensurepip", "idlelib", "lib-dynload", "lib2to3"}
@@ -204,8 +204,9 @@ def write(found: Environment, out: BinaryIO, progress: Callable[[int], None]) ->
             add(name, path.read_bytes())
         add(COMPONENTS, msgspec.json.format(msgspec.json.encode(found.components), indent=1))
     key = hashlib.sha256(b"".join(table)).hexdigest()
+    whole = out.seek(0, io.SEEK_END)
     out.seek(begin)
-    out.write(_HEADER.pack(CONTENT, len(table), key[:32].encode()) + b"".join(table))
+    out.write(_HEADER.pack(CONTENT, len(table), whole, key[:32].encode()) + b"".join(table))
     out.seek(program.index(PLACE) + len(PLACE))
     out.write(struct.pack("<Q", begin))
 

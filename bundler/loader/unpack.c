@@ -77,7 +77,7 @@ enum {
 /* What bundler/freeze.py writes: the place of the table, in bytes from the start of the file, is
  * patched into this program, so the compiler must not believe that it is zero. */
 struct entry { u64 offset, packed, size; u8 blake2b[32]; char name[72]; };
-struct table { char magic[16]; u64 count; char key[40]; struct entry entries[]; };
+struct table { char magic[16]; u64 count, whole; char key[40]; struct entry entries[]; };
 static const struct { char magic[16]; u64 table; } place = {"AIRGAP-LOADER-1", 0};
 
 static const char DAMAGED[] = "not all of it was copied: compare its sha256 with bundle.json";
@@ -524,10 +524,12 @@ static void open_self(struct self *self, const char *started) {
   if (!equal((const u8 *)self->table->magic, (const u8 *)"AIRGAP-CONTENT-1", 16) || count > 1000 ||
       whole - at - sizeof(struct table) < count * sizeof(struct entry))
     end("this installer has no content", DAMAGED, 4);
+  if (self->table->whole != whole)
+    end("this installer has another size than it was made with", DAMAGED, 4);
   for (u64 i = 0; i < count; i++) {
     const struct entry *entry = &self->table->entries[i];
     if (entry->offset > whole || entry->packed > whole - entry->offset || !entry->size)
-      end("this installer is cut off", DAMAGED, 4);
+      end("this installer is damaged", DAMAGED, 4);
   }
 }
 

@@ -40,6 +40,13 @@ _PACKAGES = {
     "skopeo": "skopeo",
     "openssl": "openssl",
     "ganesha.nfsd": "nfs-ganesha-vfs",
+    "busybox": "busybox-static",
+    "debootstrap": "debootstrap",
+    "gcc": "gcc",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "qemu-aarch64-static": "qemu-user-static",
+    "unshare": "util-linux",
+    "apt-get": "apt",
 }
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
