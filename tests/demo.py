@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bundler.freeze import ARCHITECTURES
 from tests.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("build/demo")
 BIN = Path(sys.executable).parent
+INSTALLER = f"./installer-linux-{ARCHITECTURES.get(platform.machine())}"
 READY_SECONDS = 30
 
 
@@ -51,7 +54,7 @@ def run(folder: Path, *argv: str, into: Path | None = None) -> str:
     """
     print(f"  $ {' '.join(argv)}{f' > {into.name}' if into else ''}", flush=True)
     done = subprocess.run(
-        [str(BIN / argv[0]), *argv[1:]],
+        [program(argv[0]), *argv[1:]],
         cwd=folder,
         env=os.environ | {"AIRGAP_CACHE_DIR": str((FOLDER / "cache").resolve())},
         stdout=subprocess.PIPE,
@@ -68,14 +71,19 @@ def run(folder: Path, *argv: str, into: Path | None = None) -> str:
     return done.stdout
 
 
+def program(name: str) -> str:
+    """Our commands are the checkout's; the installer of the site is a file there."""
+    return str(BIN / name) if name == "bundler" else name
+
+
 @contextmanager
 def serving(site: Path) -> Iterator[str]:
     """``installer serve`` in the background; gives its URL."""
-    argv = ["installer", "serve", "demo.tar", "--key", "release.pub", "--listen", "127.0.0.1:0"]
+    argv = [INSTALLER, "serve", "demo.tar", "--key", "release.pub", "--listen", "127.0.0.1:0"]
     argv += ["--ready-file", "ready"]
     print(f"  $ {' '.join(argv)} &", flush=True)
     with (site / "serve.log").open("wb") as log:
-        process = subprocess.Popen([str(BIN / argv[0]), *argv[1:]], cwd=site, stderr=log)
+        process = subprocess.Popen(argv, cwd=site, stderr=log)
     try:
         deadline = time.monotonic() + READY_SECONDS
         while not (site / "ready").exists():
@@ -139,17 +147,20 @@ def main() -> None:
             run(builder, "bundler", "keygen", "--passphrase-file", "passphrase")
         with step("3  Lock: the chart is rendered in every profile, each image resolved"):
             run(builder, "bundler", "lock", "bundle.yaml", "--registry-config", "registries.yaml")
-        with step("4  Build: one signed file"):
+        with step("4  Build: one signed file, with an installer that needs no Python in it"):
             run(builder, "bundler", "build", "bundle.yaml", "--key", "release.key",
                 "--passphrase-file", "passphrase", "--out", "demo.tar",
                 "--registry-config", "registries.yaml")  # fmt: skip
     finally:
         upstream.__exit__(None, None, None)
-    with step("5  The disk is carried to the site; upstream is gone. Verify"):
+    with step(
+        "5  The disk is carried to the site; upstream is gone. Take the installer out, verify"
+    ):
         shutil.copy2(builder / "demo.tar", site)
         shutil.copy2(builder / "release.pub", site)
-        run(site, "installer", "verify", "demo.tar", "--key", "release.pub")
-        inspect = ("installer", "inspect", "demo.tar", "--key", "release.pub")
+        run(site, "tar", "xf", "demo.tar", "README.txt", INSTALLER.removeprefix("./"))
+        run(site, INSTALLER, "verify", "demo.tar", "--key", "release.pub")
+        inspect = (INSTALLER, "inspect", "demo.tar", "--key", "release.pub")
         run(site, *inspect)
         inspected = json.loads(run(site, *inspect, "--output", "json", into=site / "inside.json"))
         found = {image["reference"] for image in inspected["images"]}
@@ -162,7 +173,7 @@ def main() -> None:
     with step("7  Render the deployment with the bundle's own Helm; nothing is applied"):
         shutil.copy2(Path(__file__).parent / "demo-site.yaml", site / "site.yaml")
         verified = ("demo.tar", "--key", "release.pub", "--site", "site.yaml", "--state", "state")
-        run(site, "installer", "render", *verified, into=site / "objects.yaml")
+        run(site, INSTALLER, "render", *verified, into=site / "objects.yaml")
     total = time.monotonic() - start
     print(f"""
 done in {total:.1f} s; the files are in {FOLDER}
@@ -171,7 +182,8 @@ With the real Harbor, on a host with internet:
   bundler init harbor && bundler keygen
   bundler build bundle.yaml --key release.key --out harbor.tar
 On the isolated site, with harbor.tar from the disk and release.pub from somewhere else:
-  installer run harbor.tar --key release.pub --site site.yaml""")
+  tar xf harbor.tar README.txt   # how to check the installer in it, then:
+  ./installer-linux-amd64 run harbor.tar --key release.pub --site site.yaml""")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def unit_name(site: str) -> str:
 def unit_text(site: str, command: Sequence[str]) -> str:
     """The unit file (systemd.service(5), systemd.exec(5)).
 
+    The cache is where an installer of one file unpacks what it can't run from within the file.
     Raises InvalidInput for a command that no line of it can hold.
     """
     return f"""\
@@ -50,6 +51,8 @@ After=network-online.target
 ExecStart={" ".join(map(_quoted, command))}
 Restart=on-failure
 RestartSec=5
+CacheDirectory=harbor-airgap
+CacheDirectoryMode=0700
 NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectKernelTunables=yes

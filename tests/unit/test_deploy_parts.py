@@ -373,6 +373,7 @@ def test_the_unit_takes_every_argument_as_it_is() -> None:
     line = next(line for line in text.splitlines() if line.startswith("ExecStart="))
     assert line.endswith('"serve" "/mnt/a b/50%%\\"$$x\\\\.tar"')
     assert "WantedBy=multi-user.target" in text
+    assert "\nCacheDirectory=harbor-airgap\nCacheDirectoryMode=0700\n" in text
     assert systemd.unit_name("plant-7") == "harbor-airgap-plant-7.service"
 
 

@@ -10,6 +10,7 @@ import json
 import platform
 import stat
 import struct
+import sys
 import zipfile
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ import pytest
 
 from bundler import freeze, installer_file
 from bundler.cache import BlobCache
+from installer.cli.run import own_command
 from installer.errors import InvalidInput
 from tests.bundles import open_bundle
 from tests.unit.test_build import Builder, builder
@@ -189,3 +191,10 @@ def test_what_is_never_loaded_is_left_out_of_a_program(environment: freeze.Envir
     assert list(freeze._segments(packed)) == list(freeze._segments(whole))
     with pytest.raises(InvalidInput, match="no 64-bit"):
         list(freeze._segments(b"#!/bin/sh\n"))
+
+
+def test_one_file_starts_itself_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``run`` does for the seed registry: without a Python beside it."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", "/usr/local/bin/installer")
+    assert own_command() == ("/usr/local/bin/installer",)
