@@ -17,6 +17,7 @@ VERBS = {
     "preflight": "Check whether a run would succeed here; changes nothing.",
     "run": "Verify, seed, deploy and check: the whole installation.",
     "image": "Push, sign, verify and scan images in Harbor.",
+    "check": "Use Harbor once as people will, and write the report that is handed over.",
     "undo": "Return to the release and database from before the last upgrade.",
     "harbor": "Compare what is set inside of Harbor with site.yaml, or make it so.",
     "status": "Show how the site is; changes nothing.",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from installer.deploy import databases
+from installer.deploy.acceptance import Acceptance
 from installer.deploy.check import RunningImages
 from installer.deploy.context import looking, working
 from installer.deploy.harbor import HarborParts
@@ -241,7 +242,10 @@ def steps_of(request: Request, context: Context, cluster: ClusterInfo) -> Sequen
         steps.append(RunningImages(namespace, bundle, context.kubectl, there))
     for harbor in harbors:
         steps += harbor.after()
-    return [*steps, *hosting(request)]
+    steps += hosting(request)
+    if any(release.harbor and release.harbor.acceptance for release in site.releases):
+        steps.append(Acceptance(context))
+    return steps
 
 
 def hosting(request: Request) -> list[Step]:

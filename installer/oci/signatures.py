@@ -156,6 +156,8 @@ def _referring(registry: RegistryStore, repository: str, digest: Digest) -> Iter
             manifest = _read(registry, repository, found)
         except NotFound:
             continue  # deleted, and still listed under the referrers tag
+        except PolicyRefused:
+            continue  # content trust lets through .sig, and no other accessory (Harbor 2.14)
         if manifest is not None and manifest.subject and manifest.subject.digest == digest:
             yield manifest
 

@@ -327,6 +327,7 @@ class Harbor(Strict, frozen=True):
     ``externalURL`` is how people reach it, ``ca`` the certificate authority to check that URL
     with, ``adminPasswordFile`` the first admin password if it shall not be a generated one.
     ``settings`` is what is set inside of it, when it runs.
+    ``acceptance`` says whether a run ends with using it once (``installer check`` as well).
     """
 
     external_url: str = msgspec.field(name="externalURL")
@@ -342,6 +343,7 @@ class Harbor(Strict, frozen=True):
     vulnerability_data: VulnerabilityData = VulnerabilityData()
     host_bundle: HostBundle | None = None
     settings: HarborSettings | None = None
+    acceptance: bool = True
 
 
 def problems(harbor: Harbor) -> Iterator[Problem]:

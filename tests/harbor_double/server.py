@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 import traceback
+from contextlib import suppress
 from http.cookies import SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -66,6 +67,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.context:
             self.request = self.server.context.wrap_socket(self.request, server_side=True)
         super().setup()
+
+    def finish(self) -> None:
+        """The server closes only the socket that it knows of."""
+        with suppress(OSError):
+            super().finish()
+        if self.server.context:
+            self.request.close()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base's name
         """Nothing is printed."""

@@ -104,6 +104,7 @@ class Issued(Story):
         harbor["values"] = {"persistence": {"enabled": False}}
         harbor["harbor"] = {
             "externalURL": BALANCED if self.balanced else URL,
+            "acceptance": False,  # the stand-ins are no Harbor that can be used
             "expose": {"httpPort": 30042, "httpsPort": 30043},
             "certificate": {"certManager": {"selfSigned": {}, "names": ["harbor.plant.test"]}},
         }

@@ -101,6 +101,7 @@ class Production(Demo):
         harbor["timeout"] = 300
         section = harbor["harbor"]
         section["externalURL"] = f"https://{HOST}"
+        section["acceptance"] = False  # the stand-ins are no Harbor that can be used
         section["expose"]["ingressClass"] = NAMESPACE
         tls = self.folder / "tls"
         section["certificate"]["provided"] = {
