@@ -24,6 +24,7 @@ def saved(name: str) -> Iterator[bytes]:
     try:
         client = docker.from_env(timeout=600)
         try:
+            client.api.inspect_image(name)  # asked for a missing one, get_image says 500
             yield from client.api.get_image(name, _CHUNK)
         finally:
             client.close()

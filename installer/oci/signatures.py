@@ -132,7 +132,12 @@ def _sign_bundle(
         for outcome in _checked(registry, repository, manifest, root.digest, identity):
             if not isinstance(outcome, WrongSignature):
                 return False
-    artefact.push(registry, repository, sigstore_bundle(key, root))
+    made = sigstore_bundle(key, root)
+    if any(
+        found.digest == made.root.digest for found in registry.referrers(repository, root.digest)
+    ):
+        return False  # it is there, and a policy keeps it back
+    artefact.push(registry, repository, made)
     return True
 
 

@@ -17,7 +17,7 @@ from tests.upstream.certificates import make_certificates
 from tests.upstream.images import image, index, layer, write_docker_archive, write_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 INSTALLER = Path(sys.executable).with_name("installer")
 PASSPHRASE = "correct horse"
@@ -37,10 +37,13 @@ class Commands:
         (folder / "docker").mkdir()
         (folder / "docker" / "config.json").write_text(json.dumps(config))
 
-    def run(self, *arguments: str | Path, code: int = 0) -> tuple[str, str]:
+    def run(
+        self, *arguments: str | Path, code: int = 0, env: Mapping[str, str] | None = None
+    ) -> tuple[str, str]:
         done = subprocess.run(
             [INSTALLER, "image", *arguments],
             cwd=self.folder,
+            env=os.environ | dict(env or {}),
             capture_output=True,
             text=True,
             check=False,
@@ -49,9 +52,15 @@ class Commands:
         assert servers.PASSWORD not in done.stdout + done.stderr
         return done.stdout, done.stderr
 
-    def reaching(self, verb: str, *arguments: str | Path, code: int = 0) -> tuple[str, str]:
+    def reaching(
+        self,
+        verb: str,
+        *arguments: str | Path,
+        code: int = 0,
+        env: Mapping[str, str] | None = None,
+    ) -> tuple[str, str]:
         login = (f"--username={servers.USER}", "--password-file=password", f"--ca={self.ca}")
-        return self.run(verb, *arguments, *login, code=code)
+        return self.run(verb, *arguments, *login, code=code, env=env)
 
     def name(self, path: str) -> str:
         return f"{self.registry.host}/{path}"
@@ -203,3 +212,21 @@ def test_from_a_bundle(commands: Commands, tmp_path: Path) -> None:
         commands.name("mirror/app:1"): APP.digest,
         commands.name("mirror/x/y:2"): ARM.digest,
     }
+
+
+def test_from_the_docker_engine(commands: Commands, docker: servers.Docker, tmp_path: Path) -> None:
+    write_docker_archive(tmp_path / "app.tar", {"docker.io/team/app:1": APP})
+    docker.run("load", "--input", tmp_path / "app.tar")
+    try:
+        target = f"--to={commands.name('team/app:1')}"
+        out, _ = commands.reaching("push", "docker:team/app:1", target, env=docker.environment)
+        assert out.startswith(commands.name("team/app:1@sha256:"))
+        _, told = commands.reaching(
+            "push", "docker:team/absent:1", target, env=docker.environment, code=6
+        )
+        assert "no image team/absent:1" in told
+    finally:
+        docker.run("image", "rm", "team/app:1")
+    nobody = {"DOCKER_HOST": f"unix://{tmp_path}/absent.sock"}
+    _, told = commands.reaching("push", "docker:team/app:1", target, env=nobody, code=2)
+    assert "DOCKER_HOST" in told
