@@ -124,14 +124,14 @@ def renew_secret(robot: str, site_file: Path, state_folder: Path | None, key: st
 
 
 def _target(site_file: Path, state_folder: Path | None, key: str) -> tuple[Target, State]:
-    from installer.deploy.harbor_access import access_to  # noqa: PLC0415 (slow to import)
-    from installer.deploy.settings import target_of, the_harbor  # noqa: PLC0415
+    from installer.deploy.harbor_access import access_to, harbor_of  # noqa: PLC0415
+    from installer.deploy.settings import target_of  # noqa: PLC0415
     from installer.site.model import read_site  # noqa: PLC0415
     from installer.site.section import check_paths  # noqa: PLC0415
     from installer.site.state import State  # noqa: PLC0415
 
     site = read_site(site_file)
-    release, harbor = the_harbor(site, key)
+    release, harbor = harbor_of(site, key)
     check_paths(harbor.settings, "harbor.settings")
     state = State(state_folder_of(site, state_folder))
     client = access_to(site, state, release.key).client()

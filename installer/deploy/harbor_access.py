@@ -110,13 +110,10 @@ class HarborAccess:
                 return Digest.parse(find_artifact(client, reference.path, reference.version).digest)
 
 
-def access_to(
-    site: Site, state: State, wanted: str = "", *, login: tuple[str, str] | None = None
-) -> HarborAccess:
-    """Reach a Harbor of the site; ``wanted`` is ``NAMESPACE/NAME`` where there are more.
+def harbor_of(site: Site, wanted: str = "") -> tuple[Release, Harbor]:
+    """The release of a Harbor; ``wanted`` is ``NAMESPACE/NAME`` where there are more.
 
-    Without a ``login`` (name and password) it is asked as admin. Raises InvalidInput when it isn't
-    clear which, or when no password of admin is known here.
+    Raises InvalidInput when it isn't clear which.
     """
     harbors = [
         (release, release.harbor)
@@ -129,7 +126,18 @@ def access_to(
             f"site.yaml: {len(harbors)} releases of Harbor {wanted or 'to choose from'}: {names}",
             hint="name one with --release NAMESPACE/NAME",
         )
-    release, harbor = harbors[0]
+    return harbors[0]
+
+
+def access_to(
+    site: Site, state: State, wanted: str = "", *, login: tuple[str, str] | None = None
+) -> HarborAccess:
+    """Reach a Harbor of the site; ``wanted`` is ``NAMESPACE/NAME`` where there are more.
+
+    Without a ``login`` (name and password) it is asked as admin. Raises InvalidInput when it isn't
+    clear which, or when no password of admin is known here.
+    """
+    release, harbor = harbor_of(site, wanted)
     username, *words = login or ("admin", *admin_passwords(state, release, harbor))
     if not words:
         raise InvalidInput(

@@ -20,22 +20,6 @@ if TYPE_CHECKING:
     from installer.site.state import State
 
 
-def the_harbor(site: Site, key: str = "") -> tuple[Release, Harbor]:
-    """The release with the section ``harbor``; ``key`` is needed where there are several.
-
-    Raises InvalidInput.
-    """
-    found = {one.key: (one, one.harbor) for one in site.releases if one.harbor is not None}
-    if key not in found and (key or len(found) != 1):
-        raise InvalidInput(
-            f"--release: {key!r} is no Harbor of site.yaml"
-            if key
-            else "site.yaml has several Harbors, or none",
-            hint=f"--release takes one of: {', '.join(found) or 'none'}",
-        )
-    return found[key] if key else next(iter(found.values()))
-
-
 class ApplySettings:
     """Set what the section ``harbor.settings`` says inside of Harbor."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from installer.errors import PreflightFailed
+from installer.errors import InvalidInput, PreflightFailed
 from installer.harbor.settings.change import Change, Line, Remark, size_words, words
 from installer.site.harbor_settings_check import quota_bytes
 from installer.structs import decode_json
@@ -147,6 +147,8 @@ def _same(key: str, before: Any, after: Any) -> bool:
             return bool(decode_json(before, dict[str, Any]) == decode_json(after, dict[str, Any]))
         except (msgspec.DecodeError, TypeError):
             return False
+    if key.endswith("_endpoint") or key == "ldap_url":
+        return str(before or "").rstrip("/") == str(after).rstrip("/")
     if key == "disabled_audit_log_event_types":
         return set(listed(before)) == set(listed(after))
     return bool(before == after)
@@ -174,6 +176,11 @@ def configuration(target: Target) -> Iterator[Change | Remark]:
     elif login.ldap is not None:
         name, file, key = "ldap", login.ldap.search_password_file, "ldap_search_password"
     secret, more = target.secret(f"login/{name}", file, f"login.{name} secret")
+    if file and not secret and any(line.key == "login" for line in told):
+        raise InvalidInput(
+            f"login.{name}: {file}: there is no such file",
+            hint="its secret has to be sent to Harbor once; then the file may be gone",
+        )
     if told or more:
         remembered = {f"login/{name}": secret} if secret else {}
         body = body | ({key: secret} if secret else {})

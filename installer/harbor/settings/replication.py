@@ -59,6 +59,11 @@ def registries(target: Target) -> Iterator[Change | Remark]:
         secret, more = target.secret(
             f"registry/{endpoint.name}", endpoint.password_file, "password"
         )
+        if had is None and endpoint.password_file and not secret:
+            raise InvalidInput(
+                f"registry {endpoint.name}: {endpoint.password_file}: there is no such file",
+                hint="its password has to be sent to Harbor once; then the file may be gone",
+            )
         if told := endpoint_lines(had, endpoint, ca) + more:
             apply = _put_endpoint(target, endpoint, had, secret, ca)
             yield Change(f"registry {endpoint.name}", told, apply, new=had is None)
@@ -75,12 +80,7 @@ def _put_endpoint(
     ca: str,
 ) -> Any:
     def apply() -> str:
-        if had is None and endpoint.password_file and not secret:
-            raise InvalidInput(
-                f"registry {endpoint.name}: {endpoint.password_file}: there is no such file"
-            )
         body: dict[str, Any] = {
-            "name": endpoint.name,
             "url": endpoint.url,
             "description": endpoint.description,
             "insecure": not endpoint.verify_certificate,
@@ -89,7 +89,7 @@ def _put_endpoint(
             body["ca_certificate"] = ca
         try:
             if had is None:
-                body["type"] = endpoint.type
+                body |= {"name": endpoint.name, "type": endpoint.type}
                 if endpoint.username:
                     body["credential"] = {
                         "type": "basic", "access_key": endpoint.username, "access_secret": secret,
