@@ -23,6 +23,7 @@ from installer.deploy.nodes import TellNodes
 from installer.deploy.plan import Report, execute, look, unmeasured
 from installer.deploy.preflight.examination import examine
 from installer.deploy.push import PushBundle
+from installer.deploy.scanner import DatabasesAreReadable
 from installer.deploy.seed import ServeBundle
 from installer.deploy.upgrade import UpgradableRelease
 from installer.errors import Corrupt, InvalidInput
@@ -162,7 +163,8 @@ def _execute(
 
 def _steps_of_databases(request: Request) -> list[Step]:
     verify = VerifyContent(request.bundle, request.state, request.meter)
-    return [verify, *databases.steps_of(request), *hosting(request)]
+    seed, *scanners = databases.steps_of(request)
+    return [verify, seed, *_readable(request), *scanners, *hosting(request)]
 
 
 def _check_history(request: Request) -> None:
@@ -242,10 +244,18 @@ def steps_of(request: Request, context: Context, cluster: ClusterInfo) -> Sequen
         steps.append(RunningImages(namespace, bundle, context.kubectl, there))
     for harbor in harbors:
         steps += harbor.after()
-    steps += hosting(request)
+    steps += [*_readable(request), *hosting(request)]
     if any(release.harbor and release.harbor.acceptance for release in site.releases):
         steps.append(Acceptance(context))
     return steps
+
+
+def _readable(request: Request) -> list[Step]:
+    """The check that Trivy gets its databases from a registry that asks others for a login."""
+    push, carried = request.site.seed.push, request.bundle.manifest.databases
+    if push is None or not push.username or not carried:
+        return []
+    return [DatabasesAreReadable(push, carried)]
 
 
 def hosting(request: Request) -> list[Step]:
