@@ -6,6 +6,7 @@ The Harbor is the tests' double with a real docker-registry behind it; the comma
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from installer.deploy.databases import RenewDatabase
+from installer.deploy import daemon
+from installer.deploy.databases import RenewDatabase, remember_names
 from installer.deploy.deployment import Request, hosting
+from installer.deploy.seed import ServeBundle
 from installer.harbor.api import HarborClient
 from installer.harbor.planted import CVE, PACKAGE, PACKAGE_VERSION, planted_image
 from installer.site import credentials
@@ -46,6 +49,7 @@ FLAW = {
     "description": "planted",
     "links": ["https://avd.aquasec.com/nvd/cve-2019-14697"],
 }
+REFERENCE = "ghcr.io/aquasecurity/trivy-db:2"
 MADE = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -56,6 +60,7 @@ class InUse:
         self.folder = folder
         self.harbor = harbor
         self.state = State(folder / "state")
+        self.seed: dict[str, Any] = {"serve": {"listen": "127.0.0.1:1", "address": "127.0.0.1:1"}}
         self.write_site()
         with self.state.held():
             made = credentials.generate(admin_password=harbor.password)
@@ -68,7 +73,7 @@ class InUse:
             "kind": "Site",
             "name": "s",
             "cluster": {"kubeconfig": "kubeconfig"},
-            "seed": {"serve": {"listen": "127.0.0.1:1", "address": "127.0.0.1:1"}},
+            "seed": self.seed,
             "releases": [{"chart": "harbor", "harbor": {"externalURL": self.harbor.url, **harbor}}],
         }
         (self.folder / "site.yaml").write_text(yaml.safe_dump(document))
@@ -77,9 +82,9 @@ class InUse:
         site = ("--site=site.yaml", "--state=state")
         return self.bare(*arguments, *site, code=code)
 
-    def bare(self, *arguments: str | Path, code: int = 0) -> tuple[str, str]:
+    def bare(self, *arguments: str | Path, code: int = 0, verb: str = "image") -> tuple[str, str]:
         done = subprocess.run(
-            [INSTALLER, "image", *arguments],
+            [INSTALLER, verb, *arguments],
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -199,7 +204,7 @@ def test_a_new_database_is_proven_and_leaves_nothing_behind(in_use: InUse) -> No
     path, pem = make_bundle(
         in_use.folder / "databases.tar",
         {},
-        databases={"ghcr.io/aquasecurity/trivy-db:2": database(size=20_000, updated=MADE)},
+        databases={REFERENCE: database(size=20_000, updated=MADE)},
     )
     with open_bundle(path, pem) as bundle, in_use.state.held():
         request = in_use.request(bundle, pem)
@@ -211,6 +216,67 @@ def test_a_new_database_is_proven_and_leaves_nothing_behind(in_use: InUse) -> No
         assert not step.check()
     with in_use.client() as client:
         assert [one["name"] for one in client.pages("/projects")] == ["library"]
+
+
+KUBECTL = """#!/bin/sh
+echo "$*" >> calls
+case "$*" in *"get pods"*) cat pods.json ;; esac
+"""
+
+
+def test_a_bundle_with_only_databases_goes_the_whole_way(in_use: InUse) -> None:
+    folder, state = in_use.folder, in_use.state
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    seed = {"listen": address, "address": address, "tls": False, "service": "none"}
+    in_use.seed = {"serve": seed}
+    in_use.write_site()
+
+    def made(name: str, serial: int, moment: datetime) -> tuple[Path, bytes]:
+        content = {REFERENCE: database(size=20_000, updated=moment, seed=str(serial))}
+        images = {"docker.io/team/app:1": APP} if name == "harbor" else {}
+        path = folder / f"{name}-{serial}.tar"
+        return make_bundle(path, images, databases=content, name=name, serial=serial)
+
+    main, pem = made("harbor", 900, datetime(2026, 1, 1, tzinfo=UTC))
+    newer, _ = made("trivy-databases", 2, MADE)
+    older, _ = made("trivy-databases", 1, datetime(2026, 1, 1, tzinfo=UTC))
+    (folder / "release.pub").write_bytes(pem)
+    labels = {"release": "harbor", "component": "trivy"}
+    pods = {"items": [{"metadata": {"name": "harbor-trivy-0", "labels": labels}}]}
+    (folder / "pods.json").write_text(json.dumps(pods))
+
+    def run(bundle: Path, *more: str, code: int = 0) -> tuple[str, str]:
+        site = ("--key=release.pub", "--site=site.yaml", "--state=state")
+        return in_use.bare(bundle, *site, *more, code=code, verb="run")
+
+    site = read_site(folder / "site.yaml")
+    assert site.seed.serve is not None
+    with open_bundle(main, pem) as bundle, state.held():
+        command = (sys.executable, str(INSTALLER))
+        ServeBundle(site, site.seed.serve, state, bundle, command=command, key=pem).apply()
+        state.record(bundle.manifest)
+        remember_names(state, bundle.manifest)
+        tool = state.subfolder("tools") / "kubectl"
+        tool.write_text(KUBECTL)
+        tool.chmod(0o700)
+    try:
+        out, _ = run(newer, "--plan")
+        assert "3 to do" in out
+        in_use.harbor.state.database_updated = "2026-01-01T00:00:00Z"
+        _, told = run(newer, code=8)
+        assert "the scanner has another database, also after its copy was taken away" in told
+        wanted = "exec --namespace=harbor harbor-trivy-0 -c trivy -- rm -rf"
+        assert wanted in (folder / "calls").read_text()
+        in_use.harbor.state.database_updated = "2026-01-02T03:04:05Z"
+        out, _ = run(newer, "--output=json")
+        assert json.loads(out)["changed"] == ["scanner:harbor/harbor"]
+        assert run(newer)[0].startswith("nothing to do")
+        _, told = run(older, code=3)
+        assert "already seen 2" in told
+    finally:
+        daemon.stop(state.path("seed") / "serve.pid")
 
 
 def test_it_hosts_the_bundle(in_use: InUse) -> None:
