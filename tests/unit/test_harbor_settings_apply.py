@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import stat
 import textwrap
 from pathlib import Path
@@ -22,6 +23,7 @@ from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
 from installer.harbor.api import HarborClient, HarborRefused, WrongPassword
 from installer.harbor.settings import engine, robots
 from installer.harbor.settings.target import Target
+from installer.site import authority
 from installer.site.harbor_settings import HarborSettings
 from installer.site.harbor_settings_check import problems
 from installer.site.http import NotAnswering
@@ -279,6 +281,9 @@ def test_a_secret_is_sent_again_only_when_it_is_another_one(site: Site) -> None:
     assert "An0ther-one" not in str(told)
     site.apply(text)
     assert site.compare(text) == []
+    (site.folder / "hq.password").write_text("\n")
+    with pytest.raises(InvalidInput, match=r"hq\.password: it is empty"):
+        site.compare(text)
     # A file that is gone is not asked for again.
     (site.folder / "hq.password").unlink()
     assert site.compare(text) == []
@@ -439,6 +444,27 @@ def test_a_wrong_password_is_told_and_a_missing_file_too(site: Site) -> None:
     (site.folder / "hq.password").unlink()
     with pytest.raises(InvalidInput, match=r"registry hq: .*hq.password: there is no such file"):
         site.apply(EVERYTHING)
+
+
+def test_over_tls_only_with_the_authority_of_the_site(tmp_path: Path) -> None:
+    authority.ensure_certificates(tmp_path, "x", ["127.0.0.1"], authority.utc_now())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    try:
+        folder()
+    except NotShared as missing:
+        pytest.skip(str(missing))
+    with HarborDouble(context=context) as double:
+        ca = str(tmp_path / "ca.crt")
+        with HarborClient(double.url, ca, [PASSWORD], pauses=()) as client:
+            assert str(client.version()) == "2.14.4"
+        with (
+            HarborClient(double.url, "", [PASSWORD], pauses=()) as client,
+            pytest.raises(NotAnswering, match="TLS"),
+        ):
+            client.version()
+        # Nobody was told the password.
+        assert all(path != "/api/v2.0/users/current" for _, path in double.requests[2:])
 
 
 # The command, and the step of a run

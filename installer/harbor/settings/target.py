@@ -9,15 +9,15 @@ between the answer and the file is known to have lost it.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from installer.environment import variable
 from installer.errors import InvalidInput, PreflightFailed
 from installer.harbor.api import Version
 from installer.harbor.settings.change import Line
-from installer.site.private import read_secret
+from installer.site.private import VARIABLE, read_secret
 
 if TYPE_CHECKING:
     from installer.harbor.api import HarborClient
@@ -117,15 +117,21 @@ class Target:
     def secret(self, name: str, file: str, key: str) -> tuple[str, tuple[Line, ...]]:
         """A secret of the file, and a line if Harbor may have another one.
 
-        "" for a file that is gone: then Harbor's stays. It is shown in no error.
+        "" for a file that is gone: then Harbor's stays. It is shown in no error. Raises
+        InvalidInput for a file that has no secret.
         """
-        word = ""
-        if file:
-            with suppress(InvalidInput):
-                word = read_secret(Path(file))
-        if not word:
+        if not file or not _is_there(file):
             return "", ()
+        word = read_secret(Path(file))
+        if not word:
+            raise InvalidInput(f"{file}: it is empty")
         self.client.hide(word)
         if self.memory.knows(name, word):
             return word, ()
         return word, (Line(key, "another one, or unknown", f"that of {file}"),)
+
+
+def _is_there(file: str) -> bool:
+    if file.startswith(VARIABLE):
+        return variable(file.removeprefix(VARIABLE)) is not None
+    return Path(file).exists()
