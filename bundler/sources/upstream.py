@@ -78,7 +78,7 @@ class Upstream:
         self._stores: dict[str, RegistryStore] = {}
         self._lock = threading.Lock()
         self._closing = ExitStack()
-        self.web = Web(hosts, patience)
+        self.web = Web(hosts, patience, credentials=credentials)
         self._closing.callback(self.web.close)
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from installer.oci.http import Client, Unavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from installer.oci.auth import Credentials
     from installer.oci.hosts import RegistryHosts
     from installer.oci.http import Patience
 
@@ -33,7 +35,8 @@ def is_url(source: str) -> bool:
 class Web:
     """Downloads by URL, for many threads; one client, with its connections, per server.
 
-    A server that ``registries.yaml`` knows is trusted by the CA that is given there.
+    A server that ``registries.yaml`` knows is reached as is said there: by its CA, client
+    certificate and proxy. ``credentials`` finds the login for a server that asks for one.
     """
 
     def __init__(
@@ -41,8 +44,10 @@ class Web:
         hosts: RegistryHosts,
         patience: Patience | None = None,
         sleep: Callable[[float], object] = time.sleep,
+        credentials: Callable[[str], Credentials | None] | None = None,
     ) -> None:
         self._hosts = hosts
+        self._credentials = credentials
         self._patience = patience
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -115,8 +120,12 @@ class Web:
         with self._lock:
             if origin not in self._clients:
                 own = next(iter(self._hosts.endpoints(parts.netloc)))
-                ca = own.ca if own.host == parts.netloc else None
-                client = Client(parts.netloc, Endpoint(origin, ca=ca), patience=self._patience)
+                # A mirror of a registry under this name says nothing about a server of that name.
+                endpoint = replace(own, api=origin, prefix="")
+                if own.host != parts.netloc:
+                    endpoint = Endpoint(origin)
+                login = self._credentials(parts.netloc) if self._credentials else None
+                client = Client(parts.netloc, endpoint, login, self._patience)
                 self._clients[origin] = client
                 self._open.callback(client.close)
             return self._clients[origin]

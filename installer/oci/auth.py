@@ -2,7 +2,8 @@
 
 Nothing is sent until the registry asks for it (RFC 9110, 11.6). A token is fetched for a set of
 scopes, kept until shortly before it expires, and shared by all threads (distribution project,
-"Token Authentication Specification").
+"Token Authentication Specification"). Who logged in with a browser has no password but an identity
+token, which is given to the token service alone ("OAuth2 Token Authentication").
 """
 
 from __future__ import annotations
@@ -24,15 +25,48 @@ _LONGEST_CHALLENGE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user name and a password (or token) for a registry; the repr hides the password."""
+    """A user name and a password for a registry, or an identity token; the repr hides both."""
 
     username: str
     password: str = field(repr=False)
+    identity_token: str = field(default="", repr=False)
+    """A refresh token (OAuth 2.0): then there is no password."""
 
-    def header(self) -> str:
-        """Value of an Authorization header (HTTP Basic)."""
+    def header(self) -> str | None:
+        """Value of an Authorization header (HTTP Basic); None for an identity token."""
+        if self.identity_token:
+            return None
         pair = f"{self.username}:{self.password}".encode()
         return f"Basic {base64.b64encode(pair).decode()}"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """What a token service is asked: for whom, for which scopes, and with which secret."""
+
+    realm: str
+    service: str
+    scopes: tuple[str, ...]
+    basic: str | None = field(repr=False)
+    identity_token: str = field(repr=False)
+
+    @property
+    def query(self) -> str:
+        """The question as a query string ("Token Authentication Specification")."""
+        pairs = [("service", self.service)] if self.service else []
+        return urlencode([*pairs, *(("scope", scope) for scope in self.scopes)])
+
+    @property
+    def form(self) -> bytes:
+        """The question as a form, for an identity token ("OAuth2 Token Authentication")."""
+        fields = {
+            "grant_type": "refresh_token",
+            "service": self.service,
+            "client_id": "harbor-airgap",
+            "scope": " ".join(self.scopes),
+            "refresh_token": self.identity_token,
+        }
+        return urlencode(fields).encode()
 
 
 class Authority:
@@ -45,8 +79,9 @@ class Authority:
     def __init__(
         self,
         credentials: Credentials | None,
-        fetch: Callable[[str, str, str | None], tuple[str, float]],
+        fetch: Callable[[TokenRequest], tuple[str, float]],
     ) -> None:
+        self._identity_token = credentials.identity_token if credentials else ""
         self._basic = credentials.header() if credentials else None
         self._fetch = fetch
         self._use_basic = False
@@ -83,10 +118,11 @@ class Authority:
 
     def _renewed(self, scopes: tuple[str, ...]) -> str:
         realm, service = self._realm or ("", "")
-        query = [("service", service)] if service else []
-        query += [("scope", scope) for scope in self._asked.get(scopes, scopes)]
+        wanted = self._asked.get(scopes, scopes)
         asked = time.monotonic()
-        token, life = self._fetch(realm, urlencode(query), self._basic)
+        token, life = self._fetch(
+            TokenRequest(realm, service, wanted, self._basic, self._identity_token)
+        )
         # A tenth is left for clocks and for the way of the request.
         self._tokens[scopes] = (f"Bearer {token}", asked + 0.9 * life)
         return f"Bearer {token}"

@@ -7,7 +7,7 @@ this table knows that they come from a mirror. It is data: nothing is opened or 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +16,9 @@ import msgspec
 from installer.errors import InvalidInput
 from installer.oci.reference import DEFAULT_HOST
 
+DIRECT = "direct"
+"""Proxy of a host that is reached without one, whatever the environment says."""
+_PROXY_FORM = "write http://host:port, or direct"
 _DOCKER_HUB = "registry-1.docker.io"
 _ALIASES = ("index.docker.io", _DOCKER_HUB)
 _HOST = re.compile(r"[A-Za-z0-9.-]+(?::[0-9]{1,5})?\Z|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?\Z")
@@ -24,10 +27,17 @@ _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*\Z")
 
 
 class RegistryEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One host of ``registries.yaml``: its endpoints in order, and the CA file for all of them."""
+    """One host of ``registries.yaml``: its endpoints in order, and how all of them are reached.
+
+    ``ca`` is a file of trusted certificates, ``cert`` and ``key`` are a client certificate,
+    ``proxy`` is ``http://host:port``, or ``direct`` for none; without it the environment decides.
+    """
 
     endpoints: tuple[str, ...] = ()
     ca: str = ""
+    cert: str = ""
+    key: str = ""
+    proxy: str = ""
 
 
 class RegistryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,12 +50,23 @@ class RegistryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Endpoint:
     """Where a registry's API is: ``api`` ends in ``/v2``, ``prefix`` goes before repositories.
 
-    ``ca`` is the one file of certificates that is trusted there (None: the system's).
+    ``ca`` is the one file of certificates that is trusted there (None: the system's), ``cert``
+    and ``key`` what is shown there, ``proxy`` the way to it ("": what the environment says).
     """
 
     api: str
     prefix: str = ""
     ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    proxy: str = ""
+
+    @property
+    def certificate(self) -> str | tuple[str, str] | None:
+        """The client certificate as requests takes it."""
+        if self.cert is None:
+            return None
+        return (str(self.cert), str(self.key)) if self.key else str(self.cert)
 
     @property
     def host(self) -> str:
@@ -103,19 +124,46 @@ class RegistryHosts:
                 )
             if host in self._known:
                 raise InvalidInput(f"registries: {name} and another name for it are both listed")
-            ca = (folder or Path()) / entry.ca if entry.ca else None
+            ca, cert, key = (
+                (folder or Path()) / file if file else None
+                for file in (entry.ca, entry.cert, entry.key)
+            )
             try:
+                _check_reach(entry)
                 endpoints = tuple(Endpoint.parse(url, ca) for url in entry.endpoints)
             except InvalidInput as error:
                 raise InvalidInput(
                     f"registries: {name}: {error.message}", hint=error.hint
                 ) from error
-            self._known[host] = endpoints or (_usual(host, ca),)
+            self._known[host] = tuple(
+                replace(endpoint, cert=cert, key=key, proxy=entry.proxy)
+                for endpoint in endpoints or (_usual(host, ca),)
+            )
 
     def endpoints(self, host: str) -> tuple[Endpoint, ...]:
         """Endpoints of a host in the order in which they are to be tried, at least one."""
         host = _canonical(host)
         return self._known.get(host) or (_usual(host, None),)
+
+
+def _check_reach(entry: RegistryEntry) -> None:
+    if entry.key and not entry.cert:
+        raise InvalidInput("`key` without `cert`", hint="name the client certificate as well")
+    proxy = entry.proxy
+    if not proxy or proxy == DIRECT:
+        return
+    try:
+        parts = urlsplit(proxy)
+    except ValueError:
+        raise InvalidInput("proxy: not a URL", hint=_PROXY_FORM) from None
+    if parts.username is not None or parts.password is not None:
+        # Not repeated: it has a password in it.
+        raise InvalidInput(
+            "proxy: carries a user name or a password",
+            hint="put a proxy with a login into HTTPS_PROXY",
+        )
+    if parts.scheme not in ("http", "https") or not _HOST.match(parts.netloc) or parts.path:
+        raise InvalidInput(f"proxy: not a proxy: {proxy[:200]!r}", hint=_PROXY_FORM)
 
 
 def _canonical(host: str) -> str:

@@ -32,11 +32,13 @@ from installer.errors import (
     TransferFailed,
     cause_of,
 )
-from installer.oci.auth import Authority, Credentials
+from installer.oci.auth import Authority, Credentials, TokenRequest
+from installer.oci.hosts import DIRECT
 from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -195,6 +197,8 @@ class Client:
                 f"{host}: no CA file {endpoint.ca}",
                 hint="`ca` is a PEM file, relative to the registries.yaml that names it",
             )
+        if endpoint.cert is not None:
+            _check_client_certificate(host, endpoint.cert, endpoint.key)
         self.endpoint = endpoint
         self.patience = patience or Patience()
         self._host = host
@@ -304,40 +308,57 @@ class Client:
             with requests.Session() as session:
                 session.trust_env = self._environment
                 found = session.merge_environment_settings(url, {}, None, None, None)
-            ca = self.endpoint.ca
-            verify = str(ca) if ca else found["verify"]
-            self._settings[key] = {"proxies": found["proxies"], "verify": verify}
+            at = self.endpoint
+            proxies = found["proxies"]
+            if at.proxy:
+                named = {} if at.proxy == DIRECT else {"http": at.proxy, "https": at.proxy}
+                proxies = named
+            self._settings[key] = {
+                "proxies": proxies,
+                "verify": str(at.ca) if at.ca else found["verify"],
+                # Who one is, is told to the registry alone: not to where it redirects to.
+                "cert": at.certificate if _origin(url) == self._origin else None,
+            }
         return self._settings[key]
 
-    def _token(self, realm: str, query: str, authorization: str | None) -> tuple[str, float]:
+    def _token(self, asked: TokenRequest) -> tuple[str, float]:
         """Ask the token service; give the token and how many seconds it lives."""
         what = f"{self._host}: token service"
+        realm, authorization = asked.realm, asked.basic
+        secret = authorization or asked.identity_token
         if _origin(realm)[0] not in ("http", "https"):
             raise TransferFailed(f"{what}: its address is no URL")
-        if authorization and self._origin[0] == "https" and _origin(realm)[0] != "https":
+        if secret and self._origin[0] == "https" and _origin(realm)[0] != "https":
             raise TransferFailed(
                 f"{what}: wants the password without TLS at {urlsplit(realm).netloc}",
                 hint="the registry's token realm has to be an https URL",
             )
-        url = f"{realm}{'&' if urlsplit(realm).query else '?'}{query}"
+        url = f"{realm}{'&' if urlsplit(realm).query else '?'}{asked.query}"
         home = _origin(url)
+        if asked.identity_token:
+            form = {"Content-Type": "application/x-www-form-urlencoded"}
+            with self._send("POST", realm, form, None, asked.form, what) as answer:
+                return self._read_token(answer, what)
         for _ in range(_MAX_REDIRECTS):
             ours = authorization if _origin(url) == home else None
             with self._send("GET", url, {}, ours, None, what) as answer:
                 if answer.status in _REDIRECTS:
                     url = self.location(answer, what)
                     continue
-                if answer.status != HTTPStatus.OK:
-                    raise self._refusal(answer, what)
-                try:
-                    reply = decode_json(answer.read(CHUNK), _TokenReply)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise TransferFailed(f"{what}: not a token reply: {error}") from error
-            token = reply.token or reply.access_token
-            if not token or not token.isascii() or not token.isprintable():
-                raise TransferFailed(f"{what}: gave no token")
-            return token, reply.expires_in or 60
+                return self._read_token(answer, what)
         raise TransferFailed(f"{what}: redirected too often")
+
+    def _read_token(self, answer: Answer, what: str) -> tuple[str, float]:
+        if answer.status != HTTPStatus.OK:
+            raise self._refusal(answer, what)
+        try:
+            reply = decode_json(answer.read(CHUNK), _TokenReply)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise TransferFailed(f"{what}: not a token reply: {error}") from error
+        token = reply.token or reply.access_token
+        if not token or not token.isascii() or not token.isprintable():
+            raise TransferFailed(f"{what}: gave no token")
+        return token, reply.expires_in or 60
 
     def _refusal(self, answer: Answer, what: str) -> AirgapError:
         status = answer.status
@@ -444,6 +465,22 @@ def _unreachable(error: Exception, what: str) -> TransferFailed:
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return TransferFailed(f"{what}: not a URL")
     return Unavailable(message, hint="check that the registry runs and can be reached from here")
+
+
+def _check_client_certificate(host: str, cert: Path, key: Path | None) -> None:
+    """Refuse what TLS would stumble over later, and with less words; raises InvalidInput."""
+    import ssl  # noqa: PLC0415  # loaded with the client
+
+    try:
+        # Without an answer OpenSSL would ask for a passphrase on the terminal.
+        ssl.create_default_context().load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        file = cert if not cert.is_file() else key if key and not key.is_file() else None
+        why = f"no file {file}" if file else f"{cert} and its key: {cause_of(error)}"
+        raise InvalidInput(
+            f"{host}: client certificate: {why}",
+            hint="`cert` and `key` are PEM files that belong together, the key without passphrase",
+        ) from error
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

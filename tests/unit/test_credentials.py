@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bundler.credentials import DockerLogins
+from bundler.credentials import RegistryLogins
 from installer.errors import InvalidInput, TransferFailed
 from installer.oci.auth import Credentials
 from installer.oci.http import Patience
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 QUICK = Patience(connect=2, read=2, attempts=2, backoff=0.01)
 
 
-def write(folder: Path, **content: object) -> DockerLogins:
+def write(folder: Path, **content: object) -> RegistryLogins:
     (folder / "config.json").write_text(json.dumps(content))
-    return DockerLogins(folder)
+    return RegistryLogins([folder / "config.json"])
 
 
 def auth(text: str) -> dict[str, str]:
@@ -32,7 +32,7 @@ def auth(text: str) -> dict[str, str]:
 
 
 def test_no_config_is_anonymous(tmp_path: Path) -> None:
-    assert DockerLogins(tmp_path)("ghcr.io") is None
+    assert RegistryLogins([tmp_path / "none"])("ghcr.io") is None
 
 
 def test_auths(tmp_path: Path) -> None:
@@ -72,4 +72,52 @@ def test_a_private_registry_is_read_with_it(tmp_path: Path, bearer: bool) -> Non
         with RegistryStore(registry.host, credentials=logins, patience=QUICK) as store:
             assert str(store.resolve("team/app", "v1").digest) == private.digest
         with RegistryStore(registry.host, patience=QUICK) as store, pytest.raises(TransferFailed):
+            store.resolve("team/app", "v1")
+
+
+def test_the_first_file_that_has_one(tmp_path: Path) -> None:
+    first, second = tmp_path / "docker.json", tmp_path / "auth.json"
+    first.write_text(json.dumps({"auths": {"ghcr.io": auth("docker:pw")}}))
+    second.write_text(
+        json.dumps({"auths": {"ghcr.io": auth("podman:pw"), "quay.io": auth("podman:pw")}})
+    )
+    logins = RegistryLogins([tmp_path / "none", first, second])
+    assert logins("ghcr.io") == Credentials("docker", "pw")
+    assert logins("quay.io") == Credentials("podman", "pw")
+
+
+def test_a_login_for_a_part_of_a_registry_is_not_for_all_of_it(tmp_path: Path) -> None:
+    logins = write(tmp_path, auths={"quay.io/team": auth("team:pw"), "ghcr.io/v2/": auth("me:pw")})
+    assert logins("quay.io") is None
+    assert logins("ghcr.io") == Credentials("me", "pw")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"auths": {"ghcr.io": {"auth": "c2VjcmV0"}}}'])
+def test_a_broken_file_is_told_without_its_content(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InvalidInput, match=r"config\.json: no login") as caught:
+        RegistryLogins([tmp_path / "config.json"])("ghcr.io")
+    assert "secret" not in str(caught.value)
+
+
+def test_an_identity_token_is_given_to_the_token_service_only(tmp_path: Path) -> None:
+    private = image([layer(1000, "private")])
+    with Registry(login=Login(identity_token="refresh", lifetime=1)) as registry:
+        registry.put("team/app", "v1", private)
+        logins = write(tmp_path, auths={registry.host: {"identitytoken": "refresh"}})
+        found = logins(registry.host)
+        assert found == Credentials("", "", "refresh")
+        assert "refresh" not in repr(found)
+        with RegistryStore(registry.host, credentials=logins, patience=QUICK) as store:
+            assert str(store.resolve("team/app", "v1").digest) == private.digest
+            with registry.lock:
+                registry._tokens.clear()  # expired half-way
+            store.resolve("team/app", "v1")
+        asked = [entry for entry in registry.log if entry.method == "POST"]
+        assert [entry.target for entry in asked] == ["/token", "/token"]
+        wrong = Credentials("", "", "other")
+        with (
+            RegistryStore(registry.host, credentials=wrong, patience=QUICK) as store,
+            pytest.raises(TransferFailed, match="token service: HTTP 401"),
+        ):
             store.resolve("team/app", "v1")

@@ -109,3 +109,34 @@ def test_unknown_keys_are_refused(tmp_path: Path) -> None:
     path.write_text("registries: {docker.io: {endpoint: [http://127.0.0.1:5001]}}\n")
     with pytest.raises(InvalidInput, match="endpoint"):
         read_document(path, RegistryConfig)
+
+
+def test_how_a_host_is_reached(tmp_path: Path) -> None:
+    (tmp_path / "registries.yaml").write_text(
+        "registries:\n"
+        "  ghcr.io: {cert: ./client.pem, key: ./client.key, proxy: 'http://proxy:3128'}\n"
+        "  quay.io: {endpoints: ['https://a', 'https://b'], proxy: direct}\n"
+    )
+    config = read_document(tmp_path / "registries.yaml", RegistryConfig)
+    hosts = RegistryHosts(config, tmp_path)
+    (only,) = hosts.endpoints("ghcr.io")
+    assert (only.cert, only.key) == (tmp_path / "client.pem", tmp_path / "client.key")
+    assert only.proxy == "http://proxy:3128"
+    assert [endpoint.proxy for endpoint in hosts.endpoints("quay.io")] == ["direct", "direct"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (RegistryEntry(key="a.key"), "`key` without `cert`"),
+        (RegistryEntry(proxy="proxy:3128"), "not a proxy"),
+        (RegistryEntry(proxy="http://proxy/path"), "not a proxy"),
+        (RegistryEntry(proxy="http://["), "not a URL"),
+        (RegistryEntry(proxy="http://me:secret@proxy"), "a user name or a password"),
+    ],
+)
+def test_how_a_host_can_not_be_reached(entry: RegistryEntry, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
+        RegistryHosts(RegistryConfig({"ghcr.io": entry}))
+    assert "secret" not in str(caught.value)
+    assert "ghcr.io" in str(caught.value)

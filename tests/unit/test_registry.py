@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from installer.bundle.digest import Digest
 from installer.errors import AirgapError, Corrupt, InvalidInput, NotFound, TransferFailed
 from installer.oci.auth import Credentials
 from installer.oci.graph import Descriptor
-from installer.oci.hosts import RegistryConfig, RegistryEntry, RegistryHosts
-from installer.oci.http import Patience, Unavailable
+from installer.oci.hosts import Endpoint, RegistryConfig, RegistryEntry, RegistryHosts
+from installer.oci.http import Client, Patience, Unavailable
 from installer.oci.registry import RegistryStore
 from installer.oci.store import read_all
 from tests.upstream import images as made
@@ -360,6 +362,65 @@ def test_https_to_a_registry_without_it(registry: Registry) -> None:
     ):
         store.resolve("team/app", "v1")
     assert "http://" in caught.value.hint
+
+
+def test_a_client_certificate_is_shown_to_who_asks(tmp_path: Path) -> None:
+    own = make_certificates(tmp_path)
+    context = own.context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(own.ca)
+    with Registry(tls=context) as registry:
+        registry.put("team/app", "v1", IMAGE)
+        files = {"ca": str(own.ca), "cert": str(own.certificate), "key": str(own.key)}
+        hosts = RegistryHosts(
+            RegistryConfig({"docker.io": RegistryEntry(endpoints=(registry.url,), **files)})
+        )
+        with RegistryStore("docker.io", hosts, patience=QUICK) as store:
+            assert store.resolve("team/app", "v1").size
+        with (
+            RegistryStore("docker.io", at(registry.url, ca=own.ca), patience=QUICK) as store,
+            pytest.raises(TransferFailed),
+        ):
+            store.resolve("team/app", "v1")
+
+
+def test_client_certificates_that_are_none(tmp_path: Path) -> None:
+    own, other = make_certificates(tmp_path / "a"), make_certificates(tmp_path / "b")
+    secret = tmp_path / "encrypted.key"
+    secret.write_bytes(
+        serialization.load_pem_private_key(own.key.read_bytes(), None).private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"passphrase"),
+        )
+    )
+    for cert, key, message in (
+        (own.certificate, other.key, "MISMATCH"),
+        (own.certificate, tmp_path / "none", "no file .*none"),
+        (tmp_path / "none", None, "no file .*none"),
+        (own.certificate, secret, "and its key"),
+    ):
+        endpoint = Endpoint("https://a/v2", cert=cert, key=key)
+        with pytest.raises(InvalidInput, match=message):
+            Client("docker.io", endpoint)
+
+
+def test_a_proxy_of_the_configuration_goes_before_the_environment(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+
+    def through(proxy: str, url: str) -> RegistryHosts:
+        entry = RegistryEntry(endpoints=(url,), proxy=proxy)
+        return RegistryHosts(RegistryConfig({"registry.invalid": entry}))
+
+    there = through(f"http://{registry.host}", "http://registry.invalid")
+    with RegistryStore("registry.invalid", there, patience=QUICK) as store:
+        assert store.resolve("team/app", "v1").size
+    assert registry.log[0].target.startswith("http://registry.invalid/v2/")
+    with RegistryStore("registry.invalid", through("direct", registry.url)) as store:
+        assert store.resolve("team/app", "v1").size
 
 
 def test_a_ca_file_that_is_missing(tmp_path: Path) -> None:

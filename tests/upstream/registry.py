@@ -15,6 +15,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from tests.upstream.images import OCI_INDEX, Content, Image
 from tests.upstream.server import Answer, LoopbackServer, Request
@@ -60,6 +61,8 @@ class Login:
     bearer: bool = True
     anonymous_pull: bool = False
     lifetime: float = 300
+    identity_token: str = ""
+    """Refresh token of OAuth 2.0 that opens as much as user and password do."""
 
 
 class _Refused(Exception):
@@ -153,10 +156,22 @@ class Registry(LoopbackServer):
     def _token(self, request: Request, login: Login) -> Answer:
         given = request.headers.get("Authorization")
         known = given == _basic(login)
-        if request.method != "GET" or (not known and (given or not login.anonymous_pull)):
+        scopes = request.query.get("scope", [])
+        if request.method == "POST":
+            form = parse_qs(request.body.decode())
+            known = bool(login.identity_token) and form == {
+                "grant_type": ["refresh_token"],
+                "service": [self.host],
+                "client_id": form.get("client_id", []),
+                "scope": form.get("scope", []),
+                "refresh_token": [login.identity_token],
+            }
+            scopes = form.get("scope", [])
+        oauth = request.method == "POST"
+        if not known and (given or oauth or not login.anonymous_pull):
             return Answer(401, {"Content-Type": "application/json"}, b"{}")
         granted = set()
-        for scope in " ".join(request.query.get("scope", [])).split():
+        for scope in " ".join(scopes).split():
             _, name, actions = scope.split(":")
             granted |= {
                 (name, action) for action in actions.split(",") if known or action == "pull"
@@ -164,7 +179,8 @@ class Registry(LoopbackServer):
         token = secrets.token_urlsafe(24)
         with self.lock:
             self._tokens[token] = (time.monotonic() + login.lifetime, granted)
-        body = json.dumps({"token": token, "expires_in": int(login.lifetime)}).encode()
+        name = "access_token" if oauth else "token"
+        body = json.dumps({name: token, "expires_in": int(login.lifetime)}).encode()
         return Answer(200, {"Content-Type": "application/json"}, body)
 
     # Reading
