@@ -90,7 +90,7 @@ def resolve(
                     for reference, origin in found:
                         origins.setdefault(reference, []).append(origin)
         progress(f"resolving {len(origins)} images")
-        images = each(partial(_lock_image, upstream, wanted.platforms), origins.items())  # (4)
+        images = each(partial(_lock_image, upstream, wanted), origins.items())  # (4)
         progress(f"resolving {len(wanted.databases)} databases and {len(wanted.files)} files")
         databases = each(partial(lock_database, upstream), wanted.databases)  # (5)
         files = each(partial(lock_file, upstream), wanted.files)
@@ -169,7 +169,8 @@ def _check(draft: Lock) -> None:
 
 
 def _lock_chart(upstream: Upstream, spec: Spec, wanted: ChartSource) -> Locked[Chart]:
-    return lock_chart(upstream, wanted, {name: spec.profiles[name] for name in wanted.profiles})
+    profiles = {name: spec.profiles[name] for name in wanted.profiles}
+    return lock_chart(upstream, wanted, profiles, spec.document.referrers)
 
 
 class _Rendering(NamedTuple):
@@ -278,11 +279,11 @@ def _own(wanted: BundleSpec) -> Origin:
 
 
 def _lock_image(
-    upstream: Upstream, platforms: Sequence[str], wanted: tuple[Reference, list[Origin]]
+    upstream: Upstream, spec: BundleSpec, wanted: tuple[Reference, list[Origin]]
 ) -> Locked[Image]:
     reference, origins = wanted
     try:
-        return lock_image(upstream, reference, platforms, origins)
+        return lock_image(upstream, reference, spec.platforms, origins, spec.referrers)
     except AirgapError as error:
         asked = [f"\n  for {_sentence(origin)}" for origin in origins[:_SHOWN]]
         if len(origins) > _SHOWN:

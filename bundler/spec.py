@@ -109,6 +109,17 @@ class ExtraFile(_Strict, frozen=True):
     source: str
 
 
+class Referrers(_Strict, frozen=True):
+    """Which of upstream's signatures, SBOMs and attestations come along with images and charts.
+
+    ``artifactTypes`` are patterns for referrers (``application/vnd.dev.sigstore.*``),
+    ``cosignTags`` the endings of tags that cosign makes. By default it is everything.
+    """
+
+    artifact_types: tuple[str, ...] = ("*",)
+    cosign_tags: tuple[Literal["sig", "att", "sbom"], ...] = ("sig", "att", "sbom")
+
+
 class BundleSpec(_Strict, frozen=True):
     """``bundle.yaml`` as it is written; ``Spec`` is what it means."""
 
@@ -122,6 +133,7 @@ class BundleSpec(_Strict, frozen=True):
     expires: date | None = None
     charts: tuple[Chart, ...] = ()
     profiles: dict[str, Profile | None] = {}
+    referrers: Referrers = Referrers()
     images: tuple[str, ...] = ()
     tools: tuple[Tool, ...] = ()
     databases: tuple[Database, ...] = ()

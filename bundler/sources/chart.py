@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from bundler.lock import Blob
+from bundler.sources.accessories import find_accessories
+from bundler.sources.accessories import wanted as chosen
 from bundler.sources.upstream import Locked, authored, registry_blob
 from bundler.sources.web import is_url
+from bundler.spec import Referrers
 from installer.bundle.catalog import chart_tag
 from installer.bundle.digest import Digest
 from installer.bundle.manifest import Chart
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bundler.cache import Cached
+    from bundler.sources.accessories import Found
     from bundler.sources.upstream import Upstream
     from bundler.spec import Chart as ChartSource
 
@@ -43,15 +47,23 @@ _RELEASE = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:\+[\w.-]+)?\Z")
 
 
 def lock_chart(
-    upstream: Upstream, wanted: ChartSource, profiles: Mapping[str, dict[str, Any]]
+    upstream: Upstream,
+    wanted: ChartSource,
+    profiles: Mapping[str, dict[str, Any]],
+    referrers: Referrers | None = None,
 ) -> Locked[Chart]:
     """Resolve a chart; ``profiles`` are the values of each profile that the spec wants of it.
+
+    ``referrers`` says what of the signatures and the like in its registry comes along.
 
     Raises NotFound, TransferFailed, Corrupt, and InvalidInput when what is there is another chart.
     """
     what = f"chart {wanted.name}"
+    accessories: tuple[Found, ...] = ()
     if wanted.kind == "oci":
-        root, blobs, tgz = _from_registry(upstream, wanted, what)
+        reference, root, blobs, tgz = _from_registry(upstream, wanted, what)
+        said = find_accessories(upstream, reference, [root.digest])
+        accessories = chosen(said, referrers or Referrers())
         archive = ChartArchive.read(tgz.path, what)
     else:
         if wanted.kind == "repository":
@@ -73,8 +85,9 @@ def lock_chart(
         sha256=tgz.digest.hex,
         size=tgz.size,
         profiles=dict(sorted(profiles.items())),
+        accessories=tuple(one.entry for one in accessories),
     )
-    return Locked(entry, blobs)
+    return Locked(entry, (*blobs, *(blob for one in accessories for blob in one.blobs)))
 
 
 def newest_version(upstream: Upstream, wanted: ChartSource) -> str:
@@ -164,7 +177,7 @@ def _find_version(entries: dict[str, Any], wanted: ChartSource, what: str) -> di
 
 def _from_registry(
     upstream: Upstream, wanted: ChartSource, what: str
-) -> tuple[Descriptor, tuple[Blob, ...], Cached]:
+) -> tuple[Reference, Descriptor, tuple[Blob, ...], Cached]:
     """Resolve a chart in a registry, where its version is a tag."""
     place = wanted.source.removeprefix(OCI_SCHEME)
     tag = chart_tag(wanted.version or "")
@@ -178,7 +191,7 @@ def _from_registry(
     if layers[0].size > MAX_ARCHIVE_BYTES:
         raise InvalidInput(f"{what}: {reference} has {layers[0].size} bytes")
     blobs = (blob, *(registry_blob(reference, child) for child in manifest.children))
-    return root, blobs, upstream.cached(registry_blob(reference, layers[0]))
+    return reference, root, blobs, upstream.cached(registry_blob(reference, layers[0]))
 
 
 def _check(archive: ChartArchive, wanted: ChartSource, what: str) -> None:

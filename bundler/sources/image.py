@@ -2,7 +2,9 @@
 
 What is carried are the bytes that upstream serves, because digests, signatures and pinned
 references are of those. Of an index that is either one platform's manifest, or the index with all
-that it lists: registries refuse an index whose children are missing, so nothing lies between.
+that it lists: registries refuse an index whose children are missing, so nothing lies between. Of
+the first kind the index's own bytes come along as well: its digest is what was signed, and what
+says that this manifest belongs to it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from bundler.sources.accessories import find_accessories, wanted
 from bundler.sources.upstream import Locked, registry_blob
+from bundler.spec import Referrers
 from installer.bundle.manifest import Image
 from installer.errors import Corrupt, InvalidInput
 from installer.oci.graph import (
@@ -49,16 +53,18 @@ def lock_image(
     reference: Reference,
     platforms: Sequence[str],
     origins: Iterable[Origin] = (),
+    referrers: Referrers | None = None,
 ) -> Locked[Image]:
     """Resolve an image for the platforms (``linux/amd64``, at least one) that are asked for.
 
     Of an index the one platform's manifest is carried. With several platforms, or when the
     reference is pinned to the index by digest, it is the whole index: that digest is what nodes
-    ask for. Raises NotFound, TransferFailed, Corrupt, and InvalidInput when the image isn't built
-    for a platform.
+    ask for. ``referrers`` says what of upstream's signatures and the like comes along (all of it,
+    if not given). Raises NotFound, TransferFailed, Corrupt, and InvalidInput when the image isn't
+    built for a platform.
     """
     where = str(reference)
-    root = upstream.root(reference)
+    meant = root = upstream.root(reference)
     manifests = dict.fromkeys(platforms, root)
     data = upstream.document(registry_blob(reference, root))
     index = read_manifest(data, root.media_type, where)
@@ -73,15 +79,19 @@ def lock_image(
         if isinstance(node, ImageManifest):
             _check_config(upstream, reference, node.config, platform)
     below = [root, *(child for _, node in nodes for child in node.children)]
-    blobs = {child.digest: registry_blob(reference, child) for child in below}
+    blobs = {child.digest: registry_blob(reference, child) for child in (meant, *below)}
+    subjects = dict.fromkeys((meant.digest, root.digest, *(d.digest for d in manifests.values())))
+    found = wanted(find_accessories(upstream, reference, subjects), referrers or Referrers())
     entry = Image(
         digest=str(root.digest),
         media_type=root.media_type,
         manifest_size=root.size,
         reference=where,
         origins=tuple(sorted(set(origins))),
+        index=str(meant.digest) if meant != root else "",
+        accessories=tuple(one.entry for one in found),
     )
-    return Locked(entry, tuple(blobs.values()))
+    return Locked(entry, (*blobs.values(), *(blob for one in found for blob in one.blobs)))
 
 
 def pick(index: ImageIndex, platform: str, where: str) -> Descriptor:

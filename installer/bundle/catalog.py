@@ -2,8 +2,9 @@
 
 An image keeps its path without its host: ``docker.io/goharbor/harbor-core:v2.14.4`` is
 ``goharbor/harbor-core:v2.14.4`` on the seed registry, which is also what containerd asks a mirror
-of docker.io for. Charts, tools and files have names of their own. The same functions name things
-for ``serve``, for a push into a registry and for the overlay, so that they can't disagree.
+of docker.io for. Charts, tools and files have names of their own. What upstream says of an image
+or a chart (signatures, SBOMs) lies in its repository, as it did there. The same functions name
+things for ``serve``, for a push into a registry and for the overlay, so that they can't disagree.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 class Named:
     """A content of the bundle with its repository (no host) and tag on the seed registry.
 
-    ``tag`` is None for an image that was only ever named by its digest.
+    ``tag`` is None for what is only ever named by its digest. ``upstream`` is the repository that
+    it has with its host upstream, "" for what has none.
     """
 
     repository: str
     tag: str | None
     content: Content
+    upstream: str = ""
 
 
 def chart_tag(version: str) -> str:
@@ -44,12 +47,19 @@ def catalog(manifest: Manifest) -> tuple[Named, ...]:
     for image in manifest.images:
         reference = Reference.parse(image.reference)
         tag = reference.tag or (None if reference.digest else "latest")
-        names.append(Named(reference.path, tag, image))
-    names += [Named(f"charts/{c.name}", chart_tag(c.version), c) for c in manifest.charts]
+        names.append(Named(reference.path, tag, image, reference.repository))
+        names += [
+            Named(reference.path, a.tag or None, a, reference.repository) for a in image.accessories
+        ]
+    for chart in manifest.charts:
+        names.append(Named(f"charts/{chart.name}", chart_tag(chart.version), chart))
+        names += [Named(f"charts/{chart.name}", a.tag or None, a) for a in chart.accessories]
     names += [Named(f"tools/{t.name}", t.platform.replace("/", "-"), t) for t in manifest.tools]
     for database in manifest.databases:
         reference = Reference.parse(database.reference)
-        names.append(Named(reference.path, reference.tag or "latest", database))
+        names.append(
+            Named(reference.path, reference.tag or "latest", database, reference.repository)
+        )
     names += [Named(f"files/{f.name.lower()}", "latest", f) for f in manifest.files]
     seen: dict[tuple[str, str], str] = {}
     for named in names:
@@ -61,4 +71,5 @@ def catalog(manifest: Manifest) -> tuple[Named, ...]:
                 f"two different contents would be {named.repository}:{named.tag} at the site",
                 hint="leave one of them out; hosts are not part of a name at the site",
             )
-    return tuple(sorted(names, key=lambda n: (n.repository, n.tag or "", n.content.digest)))
+    order = {(n.repository, n.tag or "", n.content.digest, n.upstream): n for n in names}
+    return tuple(order[key] for key in sorted(order))

@@ -84,11 +84,46 @@ class Content(_Strict, frozen=True):
         return Descriptor(self.media_type, Digest.parse(self.digest), self.manifest_size)
 
 
+class Accessory(Content, frozen=True):
+    """What upstream says of an image or a chart, taken along: a signature, an SBOM, a scan.
+
+    ``subject`` is the digest that it is about. ``tag`` is the one that cosign keeps it under, ""
+    for a referrer, which is found by its subject. ``artifact_type`` is "" for an index.
+    """
+
+    subject: str
+    artifact_type: str = ""
+    tag: str = ""
+
+
+class Verification(_Strict, frozen=True):
+    """How it is known that something is what its maker published, as the lock found it.
+
+    ``method`` is ``cosign`` (a signature held, in this ``form``), ``provenance`` (Helm's), or how
+    a person vouches: ``pinned`` by digest in the spec, ``local`` for a file of theirs, ``checksum``
+    for one that was published beside the file. ``key`` is the name of the key's file, ``key_id``
+    sha256 of its SPKI (cosign) or its fingerprint (provenance), ``digest`` what was signed.
+    """
+
+    method: Literal["cosign", "provenance", "pinned", "local", "checksum"]
+    key: str = ""
+    key_id: str = ""
+    form: str = ""
+    digest: str = ""
+
+
 class Image(Content, frozen=True):
-    """An image by its normalised reference; ``origins`` say why it is here."""
+    """An image by its normalised reference; ``origins`` say why it is here.
+
+    ``index`` is the digest that the reference has upstream, where that is an index of which only
+    one platform's manifest is carried; its bytes are a blob of the bundle.
+    """
 
     reference: str
     origins: tuple[Origin, ...] = ()
+    index: str = ""
+    accessories: tuple[Accessory, ...] = ()
+    verified: tuple[Verification, ...] = ()
 
 
 class Chart(Content, frozen=True):
@@ -104,6 +139,8 @@ class Chart(Content, frozen=True):
     sha256: str
     size: int
     profiles: dict[str, dict[str, Any]] = {}
+    accessories: tuple[Accessory, ...] = ()
+    verified: tuple[Verification, ...] = ()
 
 
 class Tool(Content, frozen=True):
@@ -114,6 +151,7 @@ class Tool(Content, frozen=True):
     source: str
     sha256: str
     size: int
+    verified: tuple[Verification, ...] = ()
 
 
 class Database(Content, frozen=True):
@@ -128,6 +166,7 @@ class Database(Content, frozen=True):
     updated_at: str = ""
     next_update: str = ""
     schema: int = 0
+    verified: tuple[Verification, ...] = ()
 
 
 class File(Content, frozen=True):
@@ -136,6 +175,7 @@ class File(Content, frozen=True):
     name: str
     sha256: str
     size: int
+    verified: tuple[Verification, ...] = ()
 
 
 class Manifest(_Strict, frozen=True):
@@ -166,7 +206,10 @@ class Manifest(_Strict, frozen=True):
     @property
     def contents(self) -> tuple[Content, ...]:
         """Everything that has an OCI manifest of its own."""
-        return (*self.images, *self.charts, *self.tools, *self.databases, *self.files)
+        of_images = (a for image in self.images for a in image.accessories)
+        of_charts = (a for chart in self.charts for a in chart.accessories)
+        artefacts = (*self.charts, *self.tools, *self.databases, *self.files)
+        return (*self.images, *artefacts, *of_images, *of_charts)
 
     @property
     def only_databases(self) -> bool:
@@ -249,9 +292,10 @@ def _check(manifest: Manifest) -> None:
     parse_time(manifest.created)
     if manifest.expires:
         parse_time(manifest.expires)
-    for entry in manifest.contents:
-        if Digest.parse(entry.digest).blob_path not in seen:
-            raise InvalidInput(f"{entry.digest} is listed but not among the members")
+    indexes = (image.index for image in manifest.images if image.index)
+    for digest in (*(entry.digest for entry in manifest.contents), *indexes):
+        if Digest.parse(digest).blob_path not in seen:
+            raise InvalidInput(f"{digest} is listed but not among the members")
 
 
 def check_path(path: str) -> None:

@@ -19,7 +19,6 @@ import msgspec
 
 from installer.bundle.catalog import catalog
 from installer.bundle.digest import Digest
-from installer.bundle.manifest import Database, Image
 from installer.errors import Corrupt, InvalidInput, NotFound
 from installer.oci.graph import (
     INDEX_TYPES,
@@ -30,7 +29,6 @@ from installer.oci.graph import (
     ImageIndex,
     read_manifest,
 )
-from installer.oci.reference import Reference
 from installer.oci.store import read_all
 from installer.structs import decode_json
 
@@ -90,10 +88,9 @@ class BundleStore:
     def _name(self, named: Named) -> None:
         self._paths.add(named.repository)
         names = [named.repository]
-        if isinstance(named.content, Image | Database):
-            reference = Reference.parse(named.content.reference)
-            names.append(reference.repository)
-            self._hosts.add(reference.host)
+        if named.upstream:
+            names.append(named.upstream)
+            self._hosts.add(named.upstream.partition("/")[0])
         for name in names:
             tags = self._repositories.setdefault(name, _Repository()).tags
             if named.tag is None:

@@ -169,6 +169,21 @@ class RegistryStore:
 
         return self._first(ask)
 
+    def has_tag(self, repository: str, tag: str) -> bool:
+        """Whether there is such a tag (a HEAD request, which no registry counts as a pull)."""
+        what = self._what(repository, tag)
+
+        def ask(client: Client) -> bool:
+            path = f"/{client.endpoint.prefix}{repository}/manifests/{tag}"
+            scopes = _scopes(client, repository, "pull")
+            client.request("HEAD", path, what=what, scopes=scopes, headers=_ACCEPT).close()
+            return True
+
+        try:
+            return self._first(ask)
+        except NotFound:
+            return False
+
     def catalog(self) -> tuple[str, ...]:
         """All repositories that the registry is willing to name."""
         what = "catalog"
@@ -192,13 +207,17 @@ class RegistryStore:
             return [data for kind, data in found if kind.startswith(OCI_INDEX)]
 
         pages: list[bytes] = []
-        with suppress(NotFound):
+        try:
             pages = self._first(ask)
+        except Unavailable:
+            raise
+        except TransferFailed:
+            pass  # registries without this API refuse the question in ways of their own
         if not pages:
-            try:
-                pages = [self._manifest(repository, _referrers_tag(digest), what)[0]]
-            except NotFound:
+            tag = _referrers_tag(digest)
+            if not self.has_tag(repository, tag):
                 return ()
+            pages = [self._manifest(repository, tag, what)[0]]
         indexes = (read_manifest(data, OCI_INDEX, what) for data in pages)
         return tuple(d for i in indexes if isinstance(i, ImageIndex) for d in i.manifests)
 

@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from installer.bundle.catalog import catalog
+from installer.bundle.digest import Digest
+from installer.oci.bundle_store import BundleStore
+from installer.oci.copy import CopyItem, copy
+from installer.oci.registry import RegistryStore
 from tests.bundles import open_bundle
 from tests.unit.test_cli import run
 from tests.upstream import Upstream
+from tests.upstream.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -424,3 +430,32 @@ def test_a_date_that_has_passed_is_refused_at_lock_time(builder: Builder) -> Non
     done = builder.lock()
     assert done.returncode == 2
     assert "2020-01-01" in done.stderr
+
+
+def test_signatures_and_sboms_come_along_and_out_again(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    assert builder.build().returncode == 0
+    core = builder.upstream.images[CORE]
+    signature = core.digest.replace(":", "-") + ".sig"
+    with open_bundle(builder.out, (builder.folder / "release.pub").read_bytes()) as bundle:
+        store = BundleStore(bundle)
+        (sbom,) = store.referrers(Digest.parse(core.digest))
+        assert signature in store.tags("demo/core")
+        assert signature in store.tags("docker.io/demo/core")
+        with Registry() as site, RegistryStore(site.host) as target:
+            items = [
+                CopyItem(n.repository, n.repository, n.content.root, (n.tag,) if n.tag else ())
+                for n in catalog(bundle.manifest)
+            ]
+            copy(store, target, items)
+            pushed = target.referrers("demo/core", Digest.parse(core.digest))
+            assert [one.digest for one in pushed] == [sbom.descriptor.digest]
+            there = target.resolve("demo/core", signature)
+            assert there == store.resolve("demo/core", signature)
+
+    builder.spec["referrers"] = {"artifactTypes": [], "cosignTags": []}
+    builder.write()
+    told = json.loads(builder.lock("--output", "json").stdout)
+    assert told["changed"]
+    lock = json.loads((builder.folder / "bundle.lock").read_text())
+    assert all("accessories" not in image for image in lock["images"])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from installer.bundle.manifest import Content
+
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 LATER = NOW + dt.timedelta(hours=6)
 QUICK = Patience(connect=5, read=5, attempts=2, backoff=0.01, longest=1)
@@ -131,14 +133,20 @@ def test_everything_is_found_and_complete(world: World, lock: Callable[..., Lock
         for image in world.images.values()
         for content in image.everything
     }
-    contents = (*made.charts, *made.images, *made.tools, *made.databases, *made.files)
+    accessories = [accessory for image in made.images for accessory in image.accessories]
+    signed = [accessory.subject for accessory in accessories]
+    assert signed == [world.images["docker.io/demo/core:v1.2.3"].digest] * 2
+    for there in world.docker_io.repositories["demo/core"].manifests.values():
+        originals.setdefault(there.digest, there.data)
+    artefacts = (*made.charts, *made.tools, *made.databases, *made.files)
+    contents: tuple[Content, ...] = (*made.images, *artefacts, *accessories)
     reached = set()
     for content in contents:
         root = blobs[content.digest]
         data = originals[root.digest] if root.text is None else root.text.encode()
         document = read_manifest(data, root.media_type, content.digest)
         reached |= {content.digest, *(str(child.digest) for child in document.children)}
-    assert reached == blobs.keys()
+    assert reached | {image.index for image in made.images if image.index} == blobs.keys()
     assert [t.name for t in made.tools] == ["helm"]
     assert [(d.kind, d.schema) for d in made.databases] == [("trivy-db", 2)]
     assert made.charts[0].profiles.keys() == charts.PROFILES.keys()
