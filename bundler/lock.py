@@ -19,6 +19,7 @@ from installer.bundle.manifest import (
     Image,
     Manifest,
     Member,
+    Origin,
     Tool,
 )
 from installer.errors import InvalidInput
@@ -58,6 +59,16 @@ class Blob(
         return Descriptor(self.media_type, Digest.parse(self.digest), self.size)
 
 
+class Excluded(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
+):
+    """An image that charts name and the spec leaves out, with its reason."""
+
+    reference: str
+    reason: str
+    origins: tuple[Origin, ...]
+
+
 class Lock(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
 ):
@@ -82,6 +93,7 @@ class Lock(
     tools: tuple[Tool, ...] = ()
     databases: tuple[Database, ...] = ()
     files: tuple[File, ...] = ()
+    excluded: tuple[Excluded, ...] = ()
 
 
 def encode_lock(lock: Lock) -> bytes:

@@ -23,16 +23,34 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 
 from bundler.cache import read_chunks
-from bundler.lock import Lock, bundle_manifest, encode_lock
-from bundler.sources.chart import lock_chart
+from bundler.lock import Excluded, Lock, bundle_manifest, encode_lock
+from bundler.sources.chart import lock_chart, provenance
 from bundler.sources.file import lock_file
 from bundler.sources.image import lock_image
 from bundler.sources.tool import lock_tool
 from bundler.sources.trivy import lock_database
+from bundler.sources.upstream import Locked
+from bundler.sources.verification import check_required
+from bundler.spec import matches
 from installer.bundle.catalog import catalog
 from installer.bundle.digest import verified
-from installer.bundle.manifest import SIGNATURE_AREA, Origin, decode, encode, format_time
-from installer.errors import AirgapError, Corrupt, InvalidInput, NotFound, TransferFailed
+from installer.bundle.manifest import (
+    SIGNATURE_AREA,
+    Origin,
+    Verification,
+    decode,
+    encode,
+    format_time,
+)
+from installer.documents import nearest
+from installer.errors import (
+    AirgapError,
+    Corrupt,
+    InvalidInput,
+    NotFound,
+    NotTrusted,
+    TransferFailed,
+)
 from installer.helm.chart import ChartArchive
 from installer.helm.client import Helm
 from installer.helm.images import find_images
@@ -43,10 +61,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from bundler.lock import Blob
-    from bundler.sources.upstream import Locked, Upstream
+    from bundler.sources.upstream import Upstream
     from bundler.spec import BundleSpec, Spec
     from bundler.spec import Chart as ChartSource
-    from installer.bundle.manifest import Chart, Image, Tool
+    from bundler.spec import Database as DatabaseSource
+    from installer.bundle.manifest import Chart, Database, Image, Tool
     from installer.oci.reference import Reference
 
 THREADS = 8
@@ -83,16 +102,20 @@ def resolve(
         tools = each(partial(lock_tool, upstream, wanted.platforms[0]), wanted.tools)  # (1)
         charts = each(partial(_lock_chart, upstream, spec), wanted.charts)  # (2)
         origins = {image: [_own(wanted)] for image in spec.images}
+        excluded: tuple[Excluded, ...] = ()
         if charts:
             progress(f"rendering {sum(len(c.entry.profiles) for c in charts)} profiles")
-            with _renderer(upstream, wanted, tools, charts) as render:  # (3)
+            with _renderer(upstream, spec, tools, charts) as (render, vouch):  # (3)
+                charts = each(vouch, zip(wanted.charts, charts, strict=True))
                 for found in each(render, _renderings(charts)):
                     for reference, origin in found:
                         origins.setdefault(reference, []).append(origin)
+        excluded = _exclude(spec, origins)
+        _check_rules(spec, origins)
         progress(f"resolving {len(origins)} images")
-        images = each(partial(_lock_image, upstream, wanted), origins.items())  # (4)
+        images = each(partial(_lock_image, upstream, spec), origins.items())  # (4)
         progress(f"resolving {len(wanted.databases)} databases and {len(wanted.files)} files")
-        databases = each(partial(lock_database, upstream), wanted.databases)  # (5)
+        databases = each(partial(_lock_database, upstream, spec, now), wanted.databases)  # (5)
         files = each(partial(lock_file, upstream), wanted.files)
     locked: list[Locked[Any]] = [*tools, *charts, *images, *databases, *files]
     draft = Lock(  # (6)
@@ -111,8 +134,11 @@ def resolve(
         tools=tuple(sorted((t.entry for t in tools), key=lambda t: (t.name, t.platform))),
         databases=tuple(sorted((d.entry for d in databases), key=lambda d: d.reference)),
         files=tuple(sorted((f.entry for f in files), key=lambda f: f.name)),
+        excluded=excluded,
     )
     _check(draft)
+    if wanted.verify.required:
+        check_required(draft)
     return number(draft, previous, now)
 
 
@@ -170,7 +196,48 @@ def _check(draft: Lock) -> None:
 
 def _lock_chart(upstream: Upstream, spec: Spec, wanted: ChartSource) -> Locked[Chart]:
     profiles = {name: spec.profiles[name] for name in wanted.profiles}
-    return lock_chart(upstream, wanted, profiles, spec.document.referrers)
+    signer = spec.identity(wanted.verify)
+    return lock_chart(upstream, wanted, profiles, spec.document.referrers, signer)
+
+
+def _lock_database(
+    upstream: Upstream, spec: Spec, now: datetime, wanted: DatabaseSource
+) -> Locked[Database]:
+    return lock_database(upstream, wanted, now, spec.identity(wanted.verify))
+
+
+def _exclude(spec: Spec, origins: dict[Reference, list[Origin]]) -> tuple[Excluded, ...]:
+    """Take out of ``origins`` what the spec leaves out, and say what that was.
+
+    Raises InvalidInput for an exclude that fits nothing, or an image that the spec itself lists.
+    """
+    excluded: dict[Reference, Excluded] = {}
+    for index, exclude in enumerate(spec.document.exclude):
+        where = f"{spec.path}: exclude[{index}]: {exclude.image}"
+        found = [reference for reference in origins if matches(reference, exclude.image)]
+        if not found and not any(matches(reference, exclude.image) for reference in excluded):
+            near = nearest(exclude.image, [str(reference) for reference in origins])
+            raise InvalidInput(
+                f"{where}: no image is left out by this",
+                hint=f"did you mean {near}?" if near else "remove it, or mend the pattern",
+            )
+        for reference in found:
+            if reference in spec.images:
+                raise InvalidInput(f"{where}: {reference} is listed under images as well")
+            because = tuple(sorted(set(origins.pop(reference))))
+            excluded[reference] = Excluded(str(reference), exclude.reason, because)
+    return tuple(excluded[reference] for reference in sorted(excluded, key=str))
+
+
+def _check_rules(spec: Spec, origins: Iterable[Reference]) -> None:
+    """Refuse a rule about signatures that is about no image: it would protect nothing."""
+    references = list(origins)
+    for index, rule in enumerate(spec.document.verify.images):
+        if not any(matches(reference, rule.match) for reference in references):
+            raise InvalidInput(
+                f"{spec.path}: verify.images[{index}]: {rule.match} fits no image",
+                hint="patterns are of whole references: docker.io/goharbor/*",
+            )
 
 
 class _Rendering(NamedTuple):
@@ -192,11 +259,20 @@ def _renderings(charts: Iterable[Locked[Chart]]) -> list[_Rendering]:
 @contextmanager
 def _renderer(
     upstream: Upstream,
-    wanted: BundleSpec,
+    spec: Spec,
     tools: Sequence[Locked[Tool]],
     charts: Sequence[Locked[Chart]],
-) -> Iterator[Callable[[_Rendering], list[tuple[Reference, Origin]]]]:
-    """A function that renders; Helm and charts lie in a private folder, gone afterwards."""
+) -> Iterator[
+    tuple[
+        Callable[[_Rendering], list[tuple[Reference, Origin]]],
+        Callable[[tuple[ChartSource, Locked[Chart]]], Locked[Chart]],
+    ]
+]:
+    """A function that renders, and one that checks a chart's provenance.
+
+    Helm and charts lie in a private folder, gone afterwards.
+    """
+    wanted = spec.document
     tool = _own_helm(tools)
     with tempfile.TemporaryDirectory(prefix="bundler-") as name:
         folder = Path(name)
@@ -210,12 +286,28 @@ def _renderer(
             _copy(upstream, chart, entry.sha256, paths[entry.sha256])
         helm = Helm(binary, folder / "home")
         helm.version()
-        version = wanted.kube_version or ""
-        yield lambda item: _render(helm, paths[item.chart.sha256], version, item)
+
+        def vouch(pair: tuple[ChartSource, Locked[Chart]]) -> Locked[Chart]:
+            source, locked = pair
+            if source.verify is None or source.verify.keyring is None:
+                return locked
+            path = paths[locked.entry.sha256]
+            path.with_name(f"{path.name}.prov").write_bytes(provenance(upstream, source, locked))
+            keyring = source.verify.keyring
+            held = Verification(
+                "provenance",
+                keyring,
+                helm.verify(path, upstream.folder / keyring),
+                digest=f"sha256:{locked.entry.sha256}",
+            )
+            verified = (*locked.entry.verified, held)
+            return Locked(msgspec.structs.replace(locked.entry, verified=verified), locked.blobs)
+
+        yield lambda item: _render(helm, paths[item.chart.sha256], wanted, item), vouch
 
 
 def _render(
-    helm: Helm, path: Path, kube_version: str, wanted: _Rendering
+    helm: Helm, path: Path, spec: BundleSpec, wanted: _Rendering
 ) -> list[tuple[Reference, Origin]]:
     chart, profile, values = wanted
     where = f"chart {chart.name}, profile {profile}"
@@ -234,7 +326,8 @@ def _render(
             chart.name,
             _NAMESPACE,
             values,
-            kube_version=kube_version,
+            kube_version=spec.kube_version or "",
+            api_versions=spec.api_versions,
             is_upgrade=is_upgrade,
             profile=profile,
         )
@@ -279,11 +372,21 @@ def _own(wanted: BundleSpec) -> Origin:
 
 
 def _lock_image(
-    upstream: Upstream, spec: BundleSpec, wanted: tuple[Reference, list[Origin]]
+    upstream: Upstream, spec: Spec, wanted: tuple[Reference, list[Origin]]
 ) -> Locked[Image]:
     reference, origins = wanted
+    written = spec.document
+    entry = spec.images.get(reference)
     try:
-        return lock_image(upstream, reference, spec.platforms, origins, spec.referrers)
+        return lock_image(
+            upstream,
+            reference,
+            written.platforms,
+            origins,
+            written.referrers,
+            spec.signer(reference),
+            entry.reason if entry else "",
+        )
     except AirgapError as error:
         asked = [f"\n  for {_sentence(origin)}" for origin in origins[:_SHOWN]]
         if len(origins) > _SHOWN:
@@ -327,7 +430,7 @@ def _together(errors: Sequence[AirgapError], tried: int) -> AirgapError:
     kind: type[AirgapError] = TransferFailed
     if all(isinstance(error, NotFound) for error in errors):
         kind = NotFound
-    for worse in (InvalidInput, Corrupt):
+    for worse in (InvalidInput, Corrupt, NotTrusted):
         if any(isinstance(error, worse) for error in errors):
             kind = worse
     hints = {error.hint for error in errors}

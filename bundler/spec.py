@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from datetime import date  # noqa: TC003 - msgspec resolves annotations at run time
+from datetime import date, timedelta
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 from installer.bundle.digest import Digest
 from installer.documents import Document, load_document, nearest, read_document
 from installer.errors import InvalidInput
+from installer.oci.cosign import SigningIdentity
 from installer.oci.reference import Reference
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ PLATFORMS = (
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")
 _KUBE_VERSION = re.compile(r"v?1\.\d{1,3}(?:\.\d{1,3})?\Z")
+_AGE = re.compile(r"[1-9]\d{0,4}[hd]\Z")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -47,6 +50,17 @@ class _Strict(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
 ):
     pass
+
+
+class Verify(_Strict, frozen=True):
+    """Whose signature something has to have: exactly one of the two, each a path.
+
+    ``key`` is a public key as ``cosign.pub``, for what lies in a registry; ``keyring`` a keyring of
+    GnuPG for a chart's provenance file.
+    """
+
+    key: str | None = None
+    keyring: str | None = None
 
 
 class Chart(_Strict, frozen=True):
@@ -58,6 +72,14 @@ class Chart(_Strict, frozen=True):
     """Exact version; None for a local file, which says it itself."""
     profiles: tuple[str, ...] = ("default",)
     """Profiles to render for discovery, and to choose from at the site."""
+    sha256: str | None = None
+    """Of the .tgz, 64 hexadecimal digits."""
+    verify: Verify | None = None
+
+    @property
+    def digest(self) -> Digest | None:
+        """``sha256`` as a digest."""
+        return Digest(self.sha256.removeprefix("sha256:")) if self.sha256 else None
 
     @property
     def kind(self) -> Literal["repository", "oci", "file"]:
@@ -95,6 +117,15 @@ class Database(_Strict, frozen=True):
 
     kind: Literal["trivy-db", "trivy-java-db", "trivy-checks"]
     source: str
+    max_age: str = "14d"
+    """Age above which it is refused: a number with h (hours) or d (days)."""
+    verify: Verify | None = None
+
+    @property
+    def oldest(self) -> timedelta:
+        """``maxAge`` as a duration."""
+        unit = {"h": "hours", "d": "days"}[self.max_age[-1]]
+        return timedelta(**{unit: int(self.max_age[:-1])})
 
     @property
     def reference(self) -> Reference:
@@ -107,6 +138,35 @@ class ExtraFile(_Strict, frozen=True):
 
     name: str
     source: str
+
+
+class ImageSource(_Strict, frozen=True):
+    """An image that no chart names: its reference, why it is there, who has to have signed it."""
+
+    reference: str
+    reason: str = ""
+    verify: Verify | None = None
+
+
+class Exclude(_Strict, frozen=True):
+    """Images of charts that stay out: a pattern, as ``docker.io/goharbor/trivy-*``, and why."""
+
+    image: str
+    reason: str
+
+
+class ImageRule(_Strict, frozen=True):
+    """Images of this pattern have to be signed with this key (a path)."""
+
+    match: str
+    key: str
+
+
+class Policy(_Strict, frozen=True):
+    """Whose signatures images have to have; with ``required`` everything has to be vouched for."""
+
+    required: bool = False
+    images: tuple[ImageRule, ...] = ()
 
 
 class Referrers(_Strict, frozen=True):
@@ -130,11 +190,15 @@ class BundleSpec(_Strict, frozen=True):
     platforms: tuple[str, ...] = ("linux/amd64",)
     kube_version: str | None = None
     """Version of Kubernetes to render for; None is the Helm binary's default."""
+    api_versions: tuple[str, ...] = ()
+    """API versions that the cluster has besides Kubernetes' own, for charts that ask."""
     expires: date | None = None
     charts: tuple[Chart, ...] = ()
     profiles: dict[str, Profile | None] = {}
     referrers: Referrers = Referrers()
-    images: tuple[str, ...] = ()
+    verify: Policy = Policy()
+    images: tuple[str | ImageSource, ...] = ()
+    exclude: tuple[Exclude, ...] = ()
     tools: tuple[Tool, ...] = ()
     databases: tuple[Database, ...] = ()
     files: tuple[ExtraFile, ...] = ()
@@ -148,7 +212,23 @@ class Spec:
     document: BundleSpec
     profiles: dict[str, dict[str, Any]] = field(repr=False)
     """Values of each profile; ``default`` is always there."""
-    images: tuple[Reference, ...]
+    images: dict[Reference, ImageSource]
+    identities: dict[str, SigningIdentity]
+    """Public keys by the path that the spec has."""
+
+    def signer(self, reference: Reference) -> SigningIdentity | None:
+        """Who has to have signed an image: as its entry says, else the first rule that fits."""
+        entry = self.images.get(reference)
+        if entry and entry.verify and entry.verify.key:
+            return self.identities[entry.verify.key]
+        for rule in self.document.verify.images:
+            if matches(reference, rule.match):
+                return self.identities[rule.key]
+        return None
+
+    def identity(self, verify: Verify | None) -> SigningIdentity | None:
+        """The public key of an entry's ``verify``."""
+        return self.identities[verify.key] if verify and verify.key else None
 
     @classmethod
     def load(cls, path: Path) -> Spec:
@@ -169,7 +249,10 @@ class Spec:
         """
         meaning = msgspec.to_builtins(self.document)
         meaning["profiles"] = self.profiles
-        meaning["images"] = [str(image) for image in self.images]
+        meaning["images"] = [
+            msgspec.to_builtins(source) | {"reference": str(image)}
+            for image, source in self.images.items()
+        ]
         meaning["tools"] = [
             msgspec.structs.asdict(tool) | {"sha256": str(tool.digest)}
             for tool in self.document.tools
@@ -177,6 +260,8 @@ class Spec:
         sources = [chart.source for chart in self.document.charts]
         sources += [tool.source for tool in self.document.tools]
         sources += [file.source for file in self.document.files]
+        sources += [*self.identities]
+        sources += [c.verify.keyring for c in self.document.charts if c.verify and c.verify.keyring]
         meaning["local"] = {
             source: _sha256(path) for source in sources if (path := self.local(source)) is not None
         }
@@ -190,6 +275,7 @@ class _Sense:
         self.path = path
         self.document = document
         self.written = document.value
+        self.identities: dict[str, SigningIdentity] = {}
 
     def fail(self, where: tuple[str | int, ...], text: str, hint: str = "") -> InvalidInput:
         return InvalidInput(f"{self.document.where(*where)}: {text}", hint=hint)
@@ -208,7 +294,28 @@ class _Sense:
             self.chart(("charts", index), chart, profiles)
         for index, tool in enumerate(written.tools):
             self.tool(("tools", index), tool)
-        for index, file in enumerate(written.files):
+        self.files()
+        self.databases()
+        images = self.images()
+        self.unique("charts", [chart.name for chart in written.charts])
+        self.unique("tools", [tool.name for tool in written.tools])
+        self.unique("databases", [database.kind for database in written.databases])
+        self.unique("files", [file.name for file in written.files])
+        if written.charts and not any(tool.name == "helm" for tool in written.tools):
+            hint = "the site deploys with the Helm that the bundle brings: add it under tools"
+            raise self.fail(("charts",), "there are charts, but no tool named helm", hint)
+        self.rules()
+        return Spec(self.path, written, profiles, images, self.identities)
+
+    def rules(self) -> None:
+        for index, rule in enumerate(self.written.verify.images):
+            self.key(("verify", "images", index, "key"), rule.key)
+        for index, exclude in enumerate(self.written.exclude):
+            if not exclude.reason.strip():
+                raise self.fail(("exclude", index, "reason"), "say why it stays out")
+
+    def files(self) -> None:
+        for index, file in enumerate(self.written.files):
             where = ("files", index)
             if not _FILE_NAME.match(file.name):
                 raise self.fail((*where, "name"), f"{file.name[:200]!r} is no plain file name")
@@ -217,23 +324,53 @@ class _Sense:
                     (*where, "source"), "a file is taken from this machine, not fetched"
                 )
             self.file((*where, "source"), file.source)
-        for index, database in enumerate(written.databases):
+
+    def databases(self) -> None:
+        for index, database in enumerate(self.written.databases):
             at = ("databases", index, "source")
             if self.reference(at, database.source).version == "latest":
                 hint = "trivy-db has tag 2, trivy-java-db 1, trivy-checks 1"
                 raise self.fail(at, f"{database.source}: say which tag", hint)
-        images = tuple(
-            self.reference(("images", index), image) for index, image in enumerate(written.images)
-        )
-        self.unique("images", [str(image) for image in images])
-        self.unique("charts", [chart.name for chart in written.charts])
-        self.unique("tools", [tool.name for tool in written.tools])
-        self.unique("databases", [database.kind for database in written.databases])
-        self.unique("files", [file.name for file in written.files])
-        if written.charts and not any(tool.name == "helm" for tool in written.tools):
-            hint = "the site deploys with the Helm that the bundle brings: add it under tools"
-            raise self.fail(("charts",), "there are charts, but no tool named helm", hint)
-        return Spec(self.path, written, profiles, images)
+            if not _AGE.match(database.max_age):
+                hint = "a number with h or d: 36h, 7d"
+                raise self.fail(("databases", index, "maxAge"), "maxAge is no age", hint)
+            self.verify(("databases", index), database.verify)
+
+    def images(self) -> dict[Reference, ImageSource]:
+        found = []
+        for index, image in enumerate(self.written.images):
+            source = ImageSource(reference=image) if isinstance(image, str) else image
+            self.verify(("images", index), source.verify)
+            found.append((self.reference(("images", index), source.reference), source))
+        self.unique("images", [str(reference) for reference, _ in found])
+        return dict(found)
+
+    def verify(
+        self, where: tuple[str | int, ...], verify: Verify | None, *, chart: str = ""
+    ) -> None:
+        if verify is None:
+            return
+        at = (*where, "verify")
+        if (verify.key is None) == (verify.keyring is None):
+            raise self.fail(at, "verify needs a key or a keyring, one of them")
+        if verify.key is not None:
+            if chart and chart != "oci":
+                hint = "a chart repository has no place for them: name a keyring, or a sha256"
+                raise self.fail(at, "cosign's signatures are of charts in registries", hint)
+            self.key((*at, "key"), verify.key)
+        elif not chart:
+            raise self.fail(at, "a keyring is for charts", "name a `key`, as cosign.pub")
+        else:
+            self.file((*at, "keyring"), verify.keyring or "")
+
+    def key(self, where: tuple[str | int, ...], source: str) -> None:
+        path = self.file(where, source)
+        try:
+            self.identities[source] = SigningIdentity.parse(path.read_bytes(), source)
+        except InvalidInput as error:
+            raise self.fail(where, error.message, error.hint) from error
+        except OSError as error:
+            raise self.fail(where, f"{source}: {error.strerror}") from error
 
     def name(self, where: tuple[str | int, ...], name: str) -> None:
         if not _NAME.match(name):
@@ -275,6 +412,11 @@ class _Sense:
     def chart(self, where: tuple[str | int, ...], chart: Chart, profiles: Iterable[str]) -> None:
         self.name((*where, "name"), chart.name)
         self.scheme((*where, "source"), chart.source, ("https", "http", "oci"))
+        self.verify(where, chart.verify, chart=chart.kind)
+        try:
+            _ = chart.digest
+        except InvalidInput as error:
+            raise self.fail((*where, "sha256"), error.message, "64 hex digits") from error
         if chart.kind == "file":
             self.file((*where, "source"), chart.source)
             if chart.version is not None:
@@ -341,6 +483,11 @@ class _Sense:
             hint = f"paths are relative to {self.path.parent}/"
             raise self.fail(where, f"there is no file {source[:300]!r}", hint)
         return path
+
+
+def matches(reference: Reference, pattern: str) -> bool:
+    """Whether a pattern (``*``, ``?``) is of this image: of its repository, or all of it."""
+    return any(fnmatchcase(name, pattern) for name in (reference.repository, str(reference)))
 
 
 def _scheme(source: str) -> str:

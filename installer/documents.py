@@ -292,6 +292,14 @@ def _optional(type_: Any) -> tuple[Any, bool]:
     return (_optional(rest[0])[0] if len(rest) == 1 else type_), nullable
 
 
+def _of_mapping(type_: Any) -> Any:
+    """Where a word or a mapping may stand: the type of the mapping."""
+    if get_origin(type_) not in (Union, types.UnionType):
+        return type_
+    structs = [part for part in get_args(type_) if hasattr(part, "__struct_config__")]
+    return structs[0] if len(structs) == 1 else type_
+
+
 class _Check:
     """Walks nodes and type side by side and collects what differs."""
 
@@ -335,6 +343,7 @@ class _Check:
 
     def walk(self, node: Node, type_: Any, path: tuple[str | int, ...]) -> None:
         inner, nullable = _optional(type_)
+        inner = _of_mapping(inner) if isinstance(node, yaml.MappingNode) else inner
         if inner is Any:
             return
         if nullable and node.tag == f"{_CORE}null":

@@ -10,15 +10,17 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from bundler.cache import check_digest
 from bundler.lock import Blob
 from bundler.sources.accessories import find_accessories
 from bundler.sources.accessories import wanted as chosen
 from bundler.sources.upstream import Locked, authored, registry_blob
+from bundler.sources.verification import pinned, verify_signed
 from bundler.sources.web import is_url
 from bundler.spec import Referrers
 from installer.bundle.catalog import chart_tag
 from installer.bundle.digest import Digest
-from installer.bundle.manifest import Chart
+from installer.bundle.manifest import Chart, Verification
 from installer.documents import compose, nearest, plain
 from installer.errors import Corrupt, InvalidInput, NotFound
 from installer.helm.chart import MAX_ARCHIVE_BYTES, ChartArchive
@@ -38,10 +40,13 @@ if TYPE_CHECKING:
     from bundler.sources.accessories import Found
     from bundler.sources.upstream import Upstream
     from bundler.spec import Chart as ChartSource
+    from installer.oci.cosign import SigningIdentity
 
 OCI_SCHEME = "oci://"
 _MAX_INDEX_BYTES = 64 * 1024 * 1024
 _MAX_INDEX_NODES = 5_000_000
+HELM_PROVENANCE = "application/vnd.cncf.helm.chart.provenance.v1.prov"
+MAX_PROVENANCE_BYTES = 1024 * 1024
 _SHOWN = 5
 _RELEASE = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:\+[\w.-]+)?\Z")
 
@@ -51,29 +56,36 @@ def lock_chart(
     wanted: ChartSource,
     profiles: Mapping[str, dict[str, Any]],
     referrers: Referrers | None = None,
+    signer: SigningIdentity | None = None,
 ) -> Locked[Chart]:
     """Resolve a chart; ``profiles`` are the values of each profile that the spec wants of it.
 
-    ``referrers`` says what of the signatures and the like in its registry comes along.
+    ``referrers`` says what of the signatures and the like in its registry comes along; with
+    ``signer`` a chart in a registry that it has not signed is refused as NotTrusted.
 
     Raises NotFound, TransferFailed, Corrupt, and InvalidInput when what is there is another chart.
     """
     what = f"chart {wanted.name}"
     accessories: tuple[Found, ...] = ()
+    verified = pinned() if wanted.digest else ()
     if wanted.kind == "oci":
         reference, root, blobs, tgz = _from_registry(upstream, wanted, what)
         said = find_accessories(upstream, reference, [root.digest])
         accessories = chosen(said, referrers or Referrers())
+        if signer is not None:
+            verified += (verify_signed(upstream, reference, said, [root.digest], signer),)
         archive = ChartArchive.read(tgz.path, what)
     else:
         if wanted.kind == "repository":
             place, tgz = _from_repository(upstream, wanted, what)
         else:
             place, tgz = wanted.source, upstream.file(wanted.source, what)
+            verified = verified or (Verification("local"),)
         archive = ChartArchive.read(tgz.path, what)
         layer = Blob(str(tgz.digest), tgz.size, HELM_CHART, source=place)
         root, blobs = authored(layer, config_type=HELM_CONFIG, config=archive.config.decode())
     _check(archive, wanted, what)
+    check_digest(tgz.digest, wanted.digest, what)
     entry = Chart(
         digest=str(root.digest),
         media_type=root.media_type,
@@ -86,8 +98,33 @@ def lock_chart(
         size=tgz.size,
         profiles=dict(sorted(profiles.items())),
         accessories=tuple(one.entry for one in accessories),
+        verified=verified,
     )
     return Locked(entry, (*blobs, *(blob for one in accessories for blob in one.blobs)))
+
+
+def provenance(upstream: Upstream, wanted: ChartSource, locked: Locked[Chart]) -> bytes:
+    """The chart's provenance file, as Helm keeps it: a layer, or ``.prov`` beside the archive.
+
+    Raises NotFound when there is none (helm.sh/docs/topics/provenance).
+    """
+    what = f"chart {wanted.name}: provenance file"
+    hint = "pin it by `sha256:` instead, if its maker doesn't sign it"
+    if wanted.kind == "oci":
+        layers = [blob for blob in locked.blobs if blob.media_type == HELM_PROVENANCE]
+        if not layers:
+            raise NotFound(f"{what}: the chart was pushed without one", hint=hint)
+        return upstream.document(layers[0])
+    place = next(blob.source for blob in locked.blobs if blob.media_type == HELM_CHART) + ".prov"
+    if wanted.kind == "repository":
+        try:
+            return upstream.web.read(place, MAX_PROVENANCE_BYTES)
+        except NotFound as error:
+            raise NotFound(f"{what}: {error.message}", hint=hint) from error
+    path = upstream.folder / place
+    if not path.is_file():
+        raise NotFound(f"{what}: there is no {place}", hint=hint)
+    return path.read_bytes()[:MAX_PROVENANCE_BYTES]
 
 
 def newest_version(upstream: Upstream, wanted: ChartSource) -> str:

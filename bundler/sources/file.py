@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bundler.lock import Blob
 from bundler.sources.upstream import OCTETS, Locked, authored
-from installer.bundle.manifest import File
+from installer.bundle.manifest import File, Verification
 
 if TYPE_CHECKING:
     from bundler.sources.upstream import Upstream
@@ -27,5 +27,6 @@ def lock_file(upstream: Upstream, wanted: ExtraFile) -> Locked[File]:
         name=wanted.name,
         sha256=file.digest.hex,
         size=file.size,
+        verified=(Verification("local"),),
     )
     return Locked(entry, blobs)

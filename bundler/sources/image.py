@@ -15,6 +15,7 @@ import msgspec
 
 from bundler.sources.accessories import find_accessories, wanted
 from bundler.sources.upstream import Locked, registry_blob
+from bundler.sources.verification import pinned, verify_signed
 from bundler.spec import Referrers
 from installer.bundle.manifest import Image
 from installer.errors import Corrupt, InvalidInput
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from bundler.sources.upstream import Upstream
     from installer.bundle.manifest import Origin
+    from installer.oci.cosign import SigningIdentity
     from installer.oci.reference import Reference
 
 _CONFIG_TYPES = frozenset({OCI_CONFIG, "application/vnd.docker.container.image.v1+json"})
@@ -54,6 +56,8 @@ def lock_image(
     platforms: Sequence[str],
     origins: Iterable[Origin] = (),
     referrers: Referrers | None = None,
+    signer: SigningIdentity | None = None,
+    reason: str = "",
 ) -> Locked[Image]:
     """Resolve an image for the platforms (``linux/amd64``, at least one) that are asked for.
 
@@ -61,7 +65,7 @@ def lock_image(
     reference is pinned to the index by digest, it is the whole index: that digest is what nodes
     ask for. ``referrers`` says what of upstream's signatures and the like comes along (all of it,
     if not given). Raises NotFound, TransferFailed, Corrupt, and InvalidInput when the image isn't
-    built for a platform.
+    built for a platform. With ``signer`` an image that it has not signed is refused as NotTrusted.
     """
     where = str(reference)
     meant = root = upstream.root(reference)
@@ -81,15 +85,22 @@ def lock_image(
     below = [root, *(child for _, node in nodes for child in node.children)]
     blobs = {child.digest: registry_blob(reference, child) for child in (meant, *below)}
     subjects = dict.fromkeys((meant.digest, root.digest, *(d.digest for d in manifests.values())))
-    found = wanted(find_accessories(upstream, reference, subjects), referrers or Referrers())
+    said = find_accessories(upstream, reference, subjects)
+    found = wanted(said, referrers or Referrers())
+    verified = pinned() if reference.digest else ()
+    if signer is not None:
+        signed = (meant.digest, root.digest)
+        verified = (*verified, verify_signed(upstream, reference, said, signed, signer))
     entry = Image(
         digest=str(root.digest),
         media_type=root.media_type,
         manifest_size=root.size,
         reference=where,
         origins=tuple(sorted(set(origins))),
+        reason=reason,
         index=str(meant.digest) if meant != root else "",
         accessories=tuple(one.entry for one in found),
+        verified=verified,
     )
     return Locked(entry, (*blobs.values(), *(blob for one in found for blob in one.blobs)))
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from bundler.lock import Blob
 from bundler.sources.archives import is_archive, read_member
 from bundler.sources.upstream import OCTETS, Locked, authored
 from installer.bundle.digest import Digest
-from installer.bundle.manifest import Tool
+from installer.bundle.manifest import Tool, Verification
 from installer.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def lock_tool(upstream: Upstream, platform: str, wanted: ToolSource) -> Locked[T
     expected = wanted.digest
     if wanted.sha256_from:
         expected = _published(upstream, wanted.sha256_from, wanted.source, what)
+    method: Literal["checksum", "pinned", "local"] = "pinned" if wanted.sha256 else "local"
+    method = "checksum" if wanted.sha256_from else method
     program = upstream.file(wanted.source, what, expected)
     archive = ""
     if wanted.member:
@@ -84,6 +86,7 @@ def lock_tool(upstream: Upstream, platform: str, wanted: ToolSource) -> Locked[T
         source=wanted.source,
         sha256=program.digest.hex,
         size=program.size,
+        verified=(Verification(method),),
     )
     return Locked(entry, blobs)
 

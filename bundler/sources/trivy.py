@@ -17,7 +17,9 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from bundler.cache import CHUNK
+from bundler.sources.accessories import find_accessories
 from bundler.sources.upstream import Locked, registry_blob
+from bundler.sources.verification import pinned, verify_signed
 from installer.bundle.manifest import Database, format_time
 from installer.errors import InvalidInput
 from installer.oci.graph import ImageManifest, read_manifest
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from bundler.sources.upstream import Upstream
     from bundler.spec import Database as DatabaseSource
+    from installer.oci.cosign import SigningIdentity
 
 _METADATA = "metadata.json"
 _MAX_METADATA_BYTES = 64 * 1024
@@ -68,10 +71,16 @@ class Metadata(msgspec.Struct, frozen=True, rename="pascal"):
     updated_at: datetime
 
 
-def lock_database(upstream: Upstream, wanted: DatabaseSource) -> Locked[Database]:
+def lock_database(
+    upstream: Upstream,
+    wanted: DatabaseSource,
+    now: datetime | None = None,
+    signer: SigningIdentity | None = None,
+) -> Locked[Database]:
     """Resolve a database, keep its layer in the cache and read what it says of itself.
 
-    Raises InvalidInput when it is no such database, of another schema, or empty.
+    Its age is judged with ``now``, its signature with ``signer``, where these are given. Raises
+    InvalidInput when it is no such database, of another schema, empty or too old, and NotTrusted.
     """
     kind = _KINDS[wanted.kind]
     reference = wanted.reference
@@ -89,8 +98,14 @@ def lock_database(upstream: Upstream, wanted: DatabaseSource) -> Locked[Database
             f"{where}: its layer has no annotation {_TITLE}, without which Trivy can't use it",
             hint="mirror it with a tool that keeps manifests as they are: oras, crane, skopeo",
         )
+    verified = pinned() if reference.digest else ()
+    if signer is not None:
+        said = find_accessories(upstream, reference, [root.digest])
+        verified += (verify_signed(upstream, reference, said, [root.digest], signer),)
     kept = upstream.cached(registry_blob(reference, layer))
     metadata = _inspect(kept.path, kind, where) if kind.file else None
+    if metadata and now:
+        _check_age(metadata.updated_at, wanted, now, where)
     entry = Database(
         digest=str(root.digest),
         media_type=root.media_type,
@@ -101,9 +116,21 @@ def lock_database(upstream: Upstream, wanted: DatabaseSource) -> Locked[Database
         updated_at=format_time(metadata.updated_at) if metadata else "",
         next_update=format_time(metadata.next_update) if metadata else "",
         schema=metadata.version if metadata else 0,
+        verified=verified,
     )
     children = (root, *manifest.children)
     return Locked(entry, tuple(registry_blob(reference, child) for child in children))
+
+
+def _check_age(updated: datetime, wanted: DatabaseSource, now: datetime, where: str) -> None:
+    age = now - updated
+    if age > wanted.oldest:
+        hours = int(age.total_seconds() // 3600)
+        raise InvalidInput(
+            f"{where}: is {hours // 24} days and {hours % 24} hours old, of "
+            f"{format_time(updated)}; more than {wanted.max_age} is too old",
+            hint="take it from another mirror, or raise `maxAge` of this database in the spec",
+        )
 
 
 def _inspect(layer: Path, kind: _Kind, where: str) -> Metadata:

@@ -113,7 +113,7 @@ class Verification(_Strict, frozen=True):
 
 
 class Image(Content, frozen=True):
-    """An image by its normalised reference; ``origins`` say why it is here.
+    """An image by its normalised reference; ``origins`` and ``reason`` say why it is here.
 
     ``index`` is the digest that the reference has upstream, where that is an index of which only
     one platform's manifest is carried; its bytes are a blob of the bundle.
@@ -121,6 +121,7 @@ class Image(Content, frozen=True):
 
     reference: str
     origins: tuple[Origin, ...] = ()
+    reason: str = ""
     index: str = ""
     accessories: tuple[Accessory, ...] = ()
     verified: tuple[Verification, ...] = ()

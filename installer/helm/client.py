@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from installer.environment import closed_environment
-from installer.errors import AirgapError, DeploymentFailed, InvalidInput
+from installer.errors import AirgapError, DeploymentFailed, InvalidInput, NotTrusted
 from installer.helm.values import merge
 from installer.redaction import redact
 
@@ -112,6 +112,22 @@ class Helm:
             secrets=secrets,
             hint="check the values against the chart, and kubeVersion against what it supports",
         )
+
+    def verify(self, chart: Path, keyring: Path) -> str:
+        """Check a chart against the provenance file beside it; give the key's fingerprint.
+
+        ``keyring`` has the OpenPGP keys that may have signed, in GnuPG's binary form. Raises
+        NotTrusted with Helm's words.
+        """
+        command = ["verify", str(chart.absolute()), "--keyring", str(keyring.absolute())]
+        said = self._run(
+            command,
+            NotTrusted,
+            f"chart {chart.name}: its provenance does not hold",
+            hint="compare the keyring with the key that the chart's maker publishes",
+        )
+        found = re.search(r"Fingerprint:\s*([0-9A-Fa-f]{40,64})", said)
+        return found[1].lower() if found else ""
 
     def upgrade_install(
         self,

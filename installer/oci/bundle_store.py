@@ -19,6 +19,7 @@ import msgspec
 
 from installer.bundle.catalog import catalog
 from installer.bundle.digest import Digest
+from installer.bundle.manifest import Database
 from installer.errors import Corrupt, InvalidInput, NotFound
 from installer.oci.graph import (
     INDEX_TYPES,

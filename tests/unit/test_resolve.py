@@ -14,11 +14,12 @@ from bundler.sources.upstream import Upstream
 from bundler.spec import Spec
 from installer.bundle.digest import Digest
 from installer.documents import read_document
-from installer.errors import Corrupt, InvalidInput, NotFound, TransferFailed
+from installer.errors import Corrupt, InvalidInput, NotFound, NotTrusted, TransferFailed
 from installer.oci.graph import OCI_EMPTY, OCI_MANIFEST, read_manifest
 from installer.oci.hosts import RegistryConfig, RegistryHosts
 from installer.oci.http import Patience
 from tests import programs
+from tests.bundles import public_pem, signing_key
 from tests.upstream import Upstream as World
 from tests.upstream import charts, images
 
@@ -321,3 +322,46 @@ def test_a_local_chart_archive(world: World, lock: Callable[..., Lock]) -> None:
     made = lock(change)
     assert made.charts[0].sha256 == Digest.of(data).hex
     assert {image.reference for image in made.images} == world.expected()
+
+
+def test_an_image_that_is_left_out_is_told_with_its_reason(
+    world: World, lock: Callable[..., Lock]
+) -> None:
+    pattern = {"image": "docker.io/demo/core*", "reason": "has its own here"}
+    made = lock(lambda s: s.update(exclude=[pattern]))
+    (excluded,) = made.excluded
+    assert (excluded.reference, excluded.reason) == (
+        "docker.io/demo/core:v1.2.3",
+        "has its own here",
+    )
+    assert excluded.origins
+    assert {image.reference for image in made.images} == world.expected() - {excluded.reference}
+    with pytest.raises(InvalidInput, match=r"exclude\[0\].*no image is left out"):
+        lock(lambda s: s.update(exclude=[pattern | {"image": "docker.io/demo/cores*"}]))
+    with pytest.raises(InvalidInput, match="listed under images as well"):
+        lock(lambda s: s.update(exclude=[pattern], images=["demo/core:v1.2.3"]))
+
+
+def test_rules_and_reasons(lock: Callable[..., Lock], world: World) -> None:
+    (world.folder / "k.pub").write_bytes(public_pem(signing_key()))
+    rule = {"match": "docker.io/other/*", "key": "k.pub"}
+    with pytest.raises(InvalidInput, match="fits no image"):
+        lock(lambda s: s.update(verify={"images": [rule]}))
+    rule = {"match": "docker.io/demo/*", "key": "k.pub"}
+    with pytest.raises(NotTrusted, match=r"demo/core:v1\.2\.3: has no signature"):
+        lock(lambda s: s.update(verify={"images": [rule]}))
+    lock(lambda s: s.pop("verify"))
+    entry = {"reference": "docker.io/library/toolbox:1.36", "reason": "to look around"}
+    made = lock(lambda s: s.update(images=[entry]))
+    assert [i.reason for i in made.images if "toolbox" in i.reference] == ["to look around"]
+    with pytest.raises(NotTrusted, match=r"\n- image docker.io/demo/core"):
+        lock(lambda s: s.update(verify={"required": True}))
+
+
+def test_a_database_that_is_too_old(lock: Callable[..., Lock]) -> None:
+    database = {"kind": "trivy-db", "source": "ghcr.io/aquasecurity/trivy-db:2"}
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(days=20)
+    with pytest.raises(InvalidInput, match=r"is 20 days and \d+ hours old.* more than 14d"):
+        lock(lambda s: s.update(databases=[database]), now=later)
+    longer = database | {"maxAge": "30d"}
+    assert lock(lambda s: s.update(databases=[longer]), now=later).databases
