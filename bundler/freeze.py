@@ -40,7 +40,7 @@ from packaging.utils import canonicalize_name
 from installer.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 """Machines that have a first program, by their names in OCI platforms."""
@@ -386,21 +386,41 @@ def _license(distribution: metadata.Distribution) -> str:
 
 
 def _base_components(found: Environment) -> Iterator[Component]:
-    yield Component(
-        "interpreter", "cpython", platform.python_version(), "PSF-2.0", found.sha256(found.python)
-    )
-    versions = {
-        "libc.so.6": platform.libc_ver()[1],
-        "libm.so.6": platform.libc_ver()[1],
-        "libcrypto.so.3": ssl.OPENSSL_VERSION.split()[1],
-        "libssl.so.3": ssl.OPENSSL_VERSION.split()[1],
-        "libz.so.1": zlib.ZLIB_RUNTIME_VERSION,
-    }
-    yield Component(
-        "library", found.loader.name, platform.libc_ver()[1], "", found.sha256(found.loader)
-    )
-    for name, path in found.libraries.items():
-        yield Component("library", name, versions.get(name, ""), "", found.sha256(path))
+    digest = found.sha256(found.python)
+    yield Component("interpreter", "cpython", platform.python_version(), "PSF-2.0", digest)
+    libraries = found.libraries | {found.loader.name: found.loader}
+    versions = _debian_versions(libraries.values())
+    known = {"libc.so.6": platform.libc_ver()[1], "libz.so.1": zlib.ZLIB_RUNTIME_VERSION}
+    known |= dict.fromkeys(("libcrypto.so.3", "libssl.so.3"), ssl.OPENSSL_VERSION.split()[1])
+    for name, path in libraries.items():
+        own = platform.python_version() if name.startswith("libpython") else ""
+        version = versions.get(path) or known.get(name, own)
+        yield Component("library", name, version, "", found.sha256(path))
+
+
+def _debian_versions(paths: Iterable[Path]) -> dict[Path, str]:
+    """Versions of the Debian packages that files belong to; none where there is no dpkg."""
+    # Before /usr was merged libraries were installed in /lib, and so dpkg still knows them.
+    names = {str(p).removeprefix(prefix): p for p in paths for prefix in ("/usr", "")}
+    try:
+        owners = _dpkg_query("--search", *names)
+        packages = sorted({line.partition(": ")[0] for line in owners})
+        shown = _dpkg_query("--show", "--showformat=${binary:Package} ${Version}\\n", *packages)
+    except OSError:
+        return {}
+    versions = dict(line.split(" ", 1) for line in shown if " " in line)
+    found = {}
+    for line in owners:
+        package, _, name = line.partition(": ")
+        if name in names and package in versions:
+            found[names[name]] = versions[package]
+    return found
+
+
+def _dpkg_query(*arguments: str) -> list[str]:
+    # Files that belong to no package make it end with 1, and say nothing else of the others.
+    command = ["dpkg-query", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def _interpreter(program: Path) -> Path:

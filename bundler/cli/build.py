@@ -102,6 +102,12 @@ def command(
         installers = () if no_installer else _installers(given, upstream.cache)
         for installer in installers:
             installer_file.check_beside(installer, out.parent)
+        machines = {platform_name.split("/")[1] for platform_name in lock.platforms}
+        if installers and not machines & {installer.architecture for installer in installers}:
+            say(
+                f"note: the bundle is for {', '.join(sorted(machines))}, and no installer in it is;"
+                " one that was made there can be given with --installer"
+            )
         prepared = plan(lock, upstream, LocalBlobs(reuse, upstream.cache.folder), installers)
         total = sum(member.size for member in prepared.manifest.members)
         say(

@@ -101,6 +101,7 @@ def test_installers_of_several_architectures(builder: Builder) -> None:
     assert done.returncode == 0, done.stderr
     names = ["installer-linux-amd64", "installer-linux-arm64"]
     assert json.loads(done.stdout)["installers"] == names
+    assert "no installer in it is" not in done.stderr
     plan = builder.build("--installer", str(other), "--dry-run", "--output", "json", installer=own)
     sizes = own.stat().st_size + other.stat().st_size
     assert json.loads(plan.stdout)["copied"] >= sizes
