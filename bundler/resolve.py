@@ -386,6 +386,7 @@ def _lock_image(
             written.referrers,
             spec.signer(reference),
             entry.reason if entry else "",
+            entry.source if entry else "",
         )
     except AirgapError as error:
         asked = [f"\n  for {_sentence(origin)}" for origin in origins[:_SHOWN]]

@@ -141,9 +141,14 @@ class ExtraFile(_Strict, frozen=True):
 
 
 class ImageSource(_Strict, frozen=True):
-    """An image that no chart names: its reference, why it is there, who has to have signed it."""
+    """An image that no chart names: its reference, why it is there, who has to have signed it.
+
+    ``source`` is where it lies if not in its registry: ``docker://NAME`` (NAME may be left out),
+    or a path: an OCI layout, an OCI archive, or a docker-archive.
+    """
 
     reference: str
+    source: str = ""
     reason: str = ""
     verify: Verify | None = None
 
@@ -261,6 +266,7 @@ class Spec:
         sources += [tool.source for tool in self.document.tools]
         sources += [file.source for file in self.document.files]
         sources += [*self.identities]
+        sources += [image.source for image in self.images.values() if image.source]
         sources += [c.verify.keyring for c in self.document.charts if c.verify and c.verify.keyring]
         meaning["local"] = {
             source: _sha256(path) for source in sources if (path := self.local(source)) is not None
@@ -341,9 +347,21 @@ class _Sense:
         for index, image in enumerate(self.written.images):
             source = ImageSource(reference=image) if isinstance(image, str) else image
             self.verify(("images", index), source.verify)
+            if source.source and not source.source.startswith("docker://"):
+                self.scheme(("images", index, "source"), source.source, ("docker",))
+                self.archive(("images", index, "source"), source.source)
+            if source.source and source.verify:
+                hint = "signatures are found in registries"
+                raise self.fail(("images", index, "verify"), "an image on this machine", hint)
             found.append((self.reference(("images", index), source.reference), source))
         self.unique("images", [str(reference) for reference, _ in found])
         return dict(found)
+
+    def archive(self, where: tuple[str | int, ...], source: str) -> None:
+        if not (self.path.parent / source).is_dir():
+            self.file(where, source)
+        elif not (self.path.parent / source / "index.json").is_file():
+            raise self.fail(where, f"{source}: is no OCI image layout: it has no index.json")
 
     def verify(
         self, where: tuple[str | int, ...], verify: Verify | None, *, chart: str = ""
@@ -497,7 +515,8 @@ def _scheme(source: str) -> str:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        # A layout is named by its index: everything below has its digest in there.
+        with (path / "index.json" if path.is_dir() else path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InvalidInput(f"{path}: can't be read: {error.strerror or error}") from error

@@ -9,15 +9,16 @@ says that this manifest belongs to it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from bundler.sources.accessories import find_accessories, wanted
+from bundler.sources.archived_image import local_image
 from bundler.sources.upstream import Locked, registry_blob
 from bundler.sources.verification import pinned, verify_signed
 from bundler.spec import Referrers
-from installer.bundle.manifest import Image
+from installer.bundle.manifest import Image, Verification
 from installer.errors import Corrupt, InvalidInput
 from installer.oci.graph import (
     MANIFEST_TYPES,
@@ -32,6 +33,7 @@ from installer.structs import decode_json
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from bundler.lock import Blob
     from bundler.sources.upstream import Upstream
     from installer.bundle.manifest import Origin
     from installer.oci.cosign import SigningIdentity
@@ -50,6 +52,31 @@ class _Config(msgspec.Struct):
     architecture: str = ""
 
 
+class Home(Protocol):
+    """Where an image lies: what its reference means there, and where its blobs are had."""
+
+    @property
+    def root(self) -> Descriptor:
+        """The manifest or index."""
+        ...
+
+    def blob(self, descriptor: Descriptor) -> Blob:
+        """A blob with its place."""
+        ...
+
+
+class RegistryImage:
+    """An image in its registry, which is asked at once what the reference means."""
+
+    def __init__(self, upstream: Upstream, reference: Reference) -> None:
+        self.root = upstream.root(reference)
+        self._reference = reference
+
+    def blob(self, descriptor: Descriptor) -> Blob:
+        """A blob from the reference's repository."""
+        return registry_blob(self._reference, descriptor)
+
+
 def lock_image(
     upstream: Upstream,
     reference: Reference,
@@ -58,6 +85,7 @@ def lock_image(
     referrers: Referrers | None = None,
     signer: SigningIdentity | None = None,
     reason: str = "",
+    source: str = "",
 ) -> Locked[Image]:
     """Resolve an image for the platforms (``linux/amd64``, at least one) that are asked for.
 
@@ -65,29 +93,37 @@ def lock_image(
     reference is pinned to the index by digest, it is the whole index: that digest is what nodes
     ask for. ``referrers`` says what of upstream's signatures and the like comes along (all of it,
     if not given). Raises NotFound, TransferFailed, Corrupt, and InvalidInput when the image isn't
-    built for a platform. With ``signer`` an image that it has not signed is refused as NotTrusted.
+    built for a platform. ``source`` is where it lies if not in its registry (archived_image). With
+    ``signer`` an image that it has not signed is refused as NotTrusted.
     """
     where = str(reference)
-    meant = root = upstream.root(reference)
+    home: Home = (
+        local_image(upstream, reference, source) if source else RegistryImage(upstream, reference)
+    )
+    meant = root = home.root
     manifests = dict.fromkeys(platforms, root)
-    data = upstream.document(registry_blob(reference, root))
+    data = upstream.document(home.blob(root))
     index = read_manifest(data, root.media_type, where)
     if isinstance(index, ImageIndex):
         manifests = {platform: pick(index, platform, where) for platform in platforms}
         if len(platforms) == 1 and reference.digest is None:
             root = manifests[platforms[0]]
-    nodes = list(_walk(upstream, reference, root))
+    nodes = list(_walk(upstream, home, where, root))
     documents = {descriptor.digest: node for descriptor, node in nodes}
     for platform, manifest in manifests.items():
         node = documents[manifest.digest]
         if isinstance(node, ImageManifest):
-            _check_config(upstream, reference, node.config, platform)
+            _check_config(upstream, home, where, node.config, platform)
     below = [root, *(child for _, node in nodes for child in node.children)]
-    blobs = {child.digest: registry_blob(reference, child) for child in (meant, *below)}
+    blobs = {child.digest: home.blob(child) for child in (meant, *below)}
     subjects = dict.fromkeys((meant.digest, root.digest, *(d.digest for d in manifests.values())))
-    said = find_accessories(upstream, reference, subjects)
+    said = () if source else find_accessories(upstream, reference, subjects)
     found = wanted(said, referrers or Referrers())
+    if reference.digest not in (None, meant.digest, root.digest):
+        raise Corrupt(f"{where}: {source} has {meant.digest}")
     verified = pinned() if reference.digest else ()
+    if source:
+        verified = (Verification("local"),)
     if signer is not None:
         signed = (meant.digest, root.digest)
         verified = (*verified, verify_signed(upstream, reference, said, signed, signer))
@@ -125,21 +161,21 @@ def normal_platform(platform: str) -> str:
 
 
 def _walk(
-    upstream: Upstream, reference: Reference, descriptor: Descriptor, depth: int = 0
+    upstream: Upstream, home: Home, where: str, descriptor: Descriptor, depth: int = 0
 ) -> Iterator[tuple[Descriptor, ImageManifest | ImageIndex]]:
     """Every manifest and index from this one down, with what is in it."""
     if depth > _MAX_DEPTH:
-        raise Corrupt(f"{reference}: indexes nested deeper than {_MAX_DEPTH}")
-    data = upstream.document(registry_blob(reference, descriptor))
-    node = read_manifest(data, descriptor.media_type, f"{reference} {descriptor.digest}")
+        raise Corrupt(f"{where}: indexes nested deeper than {_MAX_DEPTH}")
+    data = upstream.document(home.blob(descriptor))
+    node = read_manifest(data, descriptor.media_type, f"{where} {descriptor.digest}")
     yield descriptor, node
     for child in node.children:
         if child.is_manifest:
-            yield from _walk(upstream, reference, child, depth + 1)
+            yield from _walk(upstream, home, where, child, depth + 1)
 
 
 def _check_config(
-    upstream: Upstream, reference: Reference, config: Descriptor, platform: str
+    upstream: Upstream, home: Home, where: str, config: Descriptor, platform: str
 ) -> None:
     """Compare what the image says of itself; artefacts other than images have no platform.
 
@@ -148,14 +184,12 @@ def _check_config(
     if config.media_type not in _CONFIG_TYPES:
         return
     try:
-        data = upstream.document(registry_blob(reference, config))
+        data = upstream.document(home.blob(config))
         found = decode_json(data, _Config)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Corrupt(f"{reference}: its config can't be read: {error}") from error
+        raise Corrupt(f"{where}: its config can't be read: {error}") from error
     if [found.os, found.architecture] != platform.split("/")[:2]:
-        raise _wrong_platform(
-            str(reference), platform, f"{found.os or '?'}/{found.architecture or '?'}"
-        )
+        raise _wrong_platform(where, platform, f"{found.os or '?'}/{found.architecture or '?'}")
 
 
 def _wrong_platform(where: str, wanted: str, found: str) -> InvalidInput:

@@ -16,7 +16,7 @@ from bundler.cache import Cached, check_digest, measure, read_chunks
 from bundler.lock import Blob
 from bundler.sources.archives import read_member
 from bundler.sources.web import Web, is_url
-from installer.bundle.digest import Digest
+from installer.bundle.digest import Digest, verified
 from installer.bundle.manifest import Content
 from installer.errors import Corrupt, InvalidInput
 from installer.oci.graph import (
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from installer.oci.hosts import RegistryHosts
     from installer.oci.http import Patience
 
+DAEMON = "docker://"
+"""Scheme of an image in the local Docker daemon, followed by its name there."""
+ARCHIVE = "archive:"
+"""Before the path of an image archive whose blobs a lock names."""
 OCTETS = "application/octet-stream"
 _EMPTY = "{}"
 
@@ -77,6 +81,7 @@ class Upstream:
         self._patience = patience
         self._stores: dict[str, RegistryStore] = {}
         self._lock = threading.Lock()
+        self._unpacking = threading.Lock()
         self._closing = ExitStack()
         self.web = Web(hosts, patience, credentials=credentials)
         self._closing.callback(self.web.close)
@@ -107,6 +112,9 @@ class Upstream:
             )
         if blob.text is not None:
             return blob.text.encode()
+        if not blob.repository:
+            what = f"{blob.source}: {blob.digest}"
+            return b"".join(verified(self.open(blob), blob.descriptor.digest, blob.size, what))
         reference = Reference.parse(blob.repository)
         return read_all(self.store(reference.host), reference.path, blob.descriptor)
 
@@ -150,17 +158,37 @@ class Upstream:
         if blob.repository:
             reference = Reference.parse(blob.repository)
             return self.store(reference.host).stream(reference.path, blob.descriptor, start)
-        if blob.member:
-            archive = self.file(blob.source, blob.source, Digest.parse(blob.archive))
-            kept = self.cache.put(
-                read_member(archive.path, blob.member, blob.source),
-                expected=digest,
-                what=f"{blob.source}: {blob.member}",
-            )
-            return read_chunks(kept.path, start)
+        if blob.source.startswith((DAEMON, ARCHIVE)) or blob.member:
+            return read_chunks(self._unpacked(blob).path, start)
         if is_url(blob.source):
             return self.web.stream(blob.source, start)
         return read_chunks(self.folder / blob.source, start)
+
+    def _unpacked(self, blob: Blob) -> Cached:
+        """Have a file out of an archive, or of the daemon's export of an image, in the cache.
+
+        Raises Corrupt when the archive has changed, or the daemon exports something else by now.
+        """
+        if blob.member:
+            archive = self.file(blob.source, blob.source, Digest.parse(blob.archive))
+            return self.cache.put(
+                read_member(archive.path, blob.member, blob.source),
+                expected=blob.descriptor.digest,
+                what=f"{blob.source}: {blob.member}",
+            )
+        from bundler.sources.archived_image import restore  # noqa: PLC0415 (it needs this module)
+
+        with self._unpacking:  # several threads may miss blobs of one archive
+            found = self.cache.get(blob.descriptor.digest)
+            if found is None:
+                restore(self, blob.source)
+                found = self.cache.get(blob.descriptor.digest)
+        if found is None:
+            raise Corrupt(
+                f"{blob.source}: {blob.digest} is no longer in it",
+                hint="it has changed since the lock was made: lock again",
+            )
+        return found
 
 
 def registry_blob(reference: Reference, descriptor: Descriptor) -> Blob:
