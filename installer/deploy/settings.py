@@ -38,13 +38,13 @@ class ApplySettings:
     def check(self) -> bool:
         """Whether all is so; not, where Harbor can't be asked or can't do it."""
         try:
-            return not self._compare().changes
+            return not self.compare().changes
         except AirgapError:
             return False
 
     def details(self) -> list[str]:
         """What would be changed, a line each."""
-        return [f"{one.what}: {line}" for one in self._compare().changes for line in one.lines]
+        return [f"{one.what}: {line}" for one in self.compare().changes for line in one.lines]
 
     def apply(self) -> str:
         """Make it so and read it again; raises as ``engine.apply``."""
@@ -55,7 +55,8 @@ class ApplySettings:
     def _note(self, what: str) -> None:
         self._state.journal.append("setting", step=self.name, text=what)
 
-    def _compare(self) -> engine.Comparison:
+    def compare(self) -> engine.Comparison:
+        """What would be changed, and what is there besides; raises as ``engine.compare``."""
         with self._client(()) as client:
             return engine.compare(self._of(client))
 
@@ -73,4 +74,5 @@ def target_of(client: HarborClient, release: Release, harbor: Harbor, state: Sta
             f"release {release.key}: there is no section harbor.settings",
             hint="docs/harbor-settings.md shows what it can have",
         )
-    return Target(client, harbor.settings, SettingsMemory(state, release.key))
+    own = (harbor.host_bundle.project,) if harbor.host_bundle else ()
+    return Target(client, harbor.settings, SettingsMemory(state, release.key), own)

@@ -34,6 +34,7 @@ from installer.deploy.push import PushBundle
 from installer.deploy.release import HelmRelease
 from installer.deploy.scanner import has_trivy
 from installer.deploy.seed import DATABASES, ServedBundle
+from installer.deploy.settings import ApplySettings
 from installer.deploy.shown import distrust, shown_leaf
 from installer.errors import AirgapError, DeploymentFailed
 from installer.harbor.health import ask
@@ -127,6 +128,9 @@ def look(context: Context, now: datetime, *, deadline: float = DEADLINE) -> Stat
         if harbor.external_url.startswith("https:"):
             ask = partial(_certificate, group, harbor, where, now)
             parts.append(Part(group, "certificate", ask))
+        if harbor.settings is not None:
+            step = ApplySettings(site, release, harbor, context.state)
+            parts.append(Part(group, "settings", partial(_settings, group, step)))
         if harbor.database is not None:
             parts.append(Part(group, _EXTERNAL, partial(_database, group, context, release)))
     parts += [
@@ -248,6 +252,21 @@ def _trivy(context: Context, now: datetime) -> Iterator[Line]:
             yield Line("trivy", release.key, "warning", text, error.hint)
         else:
             yield database_age(release.key, data, harbor.vulnerability_data, now)
+
+
+def _settings(group: str, step: ApplySettings) -> Iterator[Line]:
+    """Whether what is set inside of Harbor is what site.yaml says."""
+    try:
+        changes = step.compare().changes
+    except AirgapError as error:
+        text = f"they can't be compared: {_first_line(error.message)}"
+        yield Line(group, "settings", "warning", text, error.hint)
+        return
+    if changes:
+        text = f"they differ from site.yaml: {_few([change.what for change in changes])}"
+        yield Line(group, "settings", "warning", text, "`installer harbor diff` shows what differs")
+    else:
+        yield Line(group, "settings", "ok", "they are what site.yaml says")
 
 
 def database_age(key: str, data: ScannerData, limits: VulnerabilityData, now: datetime) -> Line:

@@ -18,12 +18,14 @@ from click.testing import CliRunner
 from installer.cli import cli
 from installer.deploy.plan import details
 from installer.deploy.settings import ApplySettings
+from installer.deploy.status import _settings
 from installer.documents import parse_document
 from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
 from installer.harbor.api import HarborClient, HarborRefused, WrongPassword
 from installer.harbor.settings import engine, robots
 from installer.harbor.settings.target import Target
 from installer.site import authority
+from installer.site.harbor import HostBundle
 from installer.site.harbor_settings import HarborSettings
 from installer.site.harbor_settings_check import problems
 from installer.site.http import NotAnswering
@@ -562,9 +564,21 @@ def test_a_run_sets_it_after_harbor_is_healthy(site: Site, site_file: Path) -> N
     site.double.gateway_down = False
     assert not step.check()
     assert "project plant: quota: - -> 50Gi" in step.details()
+    (line,) = _settings("harbor", step)
+    assert (line.state, "50Gi" in line.text) == ("warning", False)
     note = step.apply()
     assert "its secret is in" in note
     assert step.check()
     assert step.details() == []
+    assert [line.state for line in _settings("harbor", step)] == ["ok"]
+    site.double.gateway_down = True
+    (line,) = _settings("harbor", step)
+    assert "can't be compared" in line.text
+    site.double.gateway_down = False
+    site.admin().post("/projects", {"project_name": "bundle"})
+    assert [one.text[:14] for one in step.compare().remarks] == ["project bundle"]
+    # What another step of a run makes is nothing that somebody made by hand.
+    hosting = msgspec.structs.replace(release.harbor, host_bundle=HostBundle("bundle"))
+    assert ApplySettings(read, release, hosting, site.state).compare().remarks == ()
     without = msgspec.structs.replace(release.harbor, settings=None)
     assert not ApplySettings(read, release, without, site.state).is_needed()

@@ -131,7 +131,7 @@ def projects(target: Target) -> Iterator[Change | Remark]:
                 _change(target, project, changed, {line.key for line in told + scanner}),
             )
     known = {project.name for project in target.settings.projects}
-    for name in sorted(found.keys() - known - {"library"}):
+    for name in sorted(found.keys() - known - {"library", *target.own_projects}):
         yield unmanaged(f"project {name}")
 
 

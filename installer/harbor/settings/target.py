@@ -20,6 +20,8 @@ from installer.harbor.settings.change import Line
 from installer.site.private import VARIABLE, read_secret
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from installer.harbor.api import HarborClient
     from installer.site.harbor_settings import HarborSettings
     from installer.site.settings_memory import RobotState
@@ -55,8 +57,16 @@ class Memory(Protocol):
 class Target:
     """One Harbor, its section of site.yaml, and what it said since the last ``forget``."""
 
-    def __init__(self, client: HarborClient, settings: HarborSettings, memory: Memory) -> None:
+    def __init__(
+        self,
+        client: HarborClient,
+        settings: HarborSettings,
+        memory: Memory,
+        own_projects: Collection[str] = (),
+    ) -> None:
+        """``own_projects`` are made by other steps of a run: nobody is told of them."""
         self.client = client
+        self.own_projects = own_projects
         self.settings = settings
         self.memory = memory
         self._projects: dict[str, dict[str, Any]] | None = None
