@@ -148,10 +148,10 @@ def push(
     reach: Callable[[str], HarborAccess],
     output: str,
 ) -> None:
-    """Push images from SOURCE into Harbor, with digests compared on the way.
+    """Push images and charts from SOURCE into Harbor, with digests compared on the way.
 
-    SOURCE is a bundle (with --key), an OCI image layout (folder or tar), a docker-archive, or
-    docker:NAME for an image of this machine's Docker Engine.
+    SOURCE is a bundle (with --key), an OCI image layout (folder or tar), a docker-archive, a
+    packaged chart (.tgz), or docker:NAME for an image of this machine's Docker Engine.
 
     Exit code 2: SOURCE or a name is wrong. 3: the bundle is not trusted. 4: something differs from
     its digest. 6: Harbor refused, or network or disk.
@@ -184,8 +184,8 @@ def push(
         for one in pushed:
             click.echo(f"{one['reference']}@{one['digest']}")
         say(
-            f"{len(pushed)} images: {done.blobs_moved} blobs ({size_text(done.bytes_moved)}) and "
-            f"{done.manifests_moved} manifests pushed, the rest was there"
+            f"{len(pushed)} pushed: {done.blobs_moved} blobs ({size_text(done.bytes_moved)}) and "
+            f"{done.manifests_moved} manifests moved, the rest was there"
         )
 
 
@@ -217,7 +217,8 @@ def _source(
                 hint=f"an image of the Docker Engine is {_DOCKER}NAME",
             )
     if is_bundle(path):
-        from installer.bundle.manifest import Image  # noqa: PLC0415 (slow to import)
+        from installer.bundle.catalog import catalog  # noqa: PLC0415 (slow to import)
+        from installer.bundle.manifest import Chart, Image  # noqa: PLC0415
         from installer.cli.open import open_verified  # noqa: PLC0415
         from installer.oci.bundle_store import BundleStore  # noqa: PLC0415
 
@@ -228,14 +229,24 @@ def _source(
             )
         bundle = stack.enter_context(open_verified(path, key_file))
         store = BundleStore(bundle)
-        images = tuple(
+        images = [
             FoundImage(one.root, (one.reference,))
             for one in bundle.manifest.contents
             if isinstance(one, Image)
-        )
+        ]
+        images += [
+            FoundImage(named.content.root, (f"{named.repository}:{named.tag}",))
+            for named in catalog(bundle.manifest)
+            if isinstance(named.content, Chart)
+        ]
         return store, images
     if key_file is not None:
         raise InvalidInput(f"{path}: is no bundle, so that --key says nothing about it")
+    if path.suffix == ".tgz":
+        from installer.helm.artefact import chart_store  # noqa: PLC0415 (only for charts)
+
+        chart = chart_store(path)
+        return chart, chart.images
     folder = passing / "layers"
     folder.mkdir()
     archive = open_archive(path, folder)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from installer.oci.artefact import Artefact
+
 T = TypeVar("T")
 
 _CHUNK = 1 << 20
@@ -93,6 +95,13 @@ class ArchiveStore:
         self.path = path
         self.images = images
         self._blobs = blobs
+
+    @classmethod
+    def of(cls, path: Path, artefact: Artefact, name: str) -> ArchiveStore:
+        """A store with the one artefact that was made of a file."""
+        blobs: dict[str, Place | bytes] = {artefact.root.digest.hex: artefact.manifest}
+        blobs |= {blob.descriptor.digest.hex: blob.data for blob in artefact.blobs}
+        return cls(path, (FoundImage(artefact.root, (name,)),), blobs)
 
     def resolve(self, repository: str, version: str) -> Descriptor:
         """Find an image by its digest or one of its names; raises NotFound."""

@@ -5,7 +5,9 @@ What Harbor's API is asked for is one project; here something answers that notes
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from installer.deploy.deployment import Request, hosting
@@ -15,13 +17,12 @@ from installer.site.model import Cluster, Release, Seed, Site
 from installer.site.state import State
 from tests.bundles import make_bundle, open_bundle
 from tests.integration.servers import run
-from tests.upstream.charts import chart, chart_artefact
+from tests.upstream.charts import CHART_NAME, chart, chart_artefact
 from tests.upstream.images import image, layer
 from tests.upstream.trivy import database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import pytest
 
@@ -86,3 +87,16 @@ def test_nothing_is_hosted_unless_asked_for(tmp_path: Path) -> None:
     site = Site("site/v1", "Site", "s", Cluster("k"), Seed(), (Release("harbor", harbor=harbor),))
     with open_bundle(path, pem) as bundle:
         assert hosting(Request(bundle, site, State(tmp_path / "state"), pem, ())) == []
+
+
+def test_a_chart_of_ones_own_is_pushed_and_pulled_by_helm(
+    docker_registry: DockerRegistry, helm: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.tgz").write_bytes(CHART)
+    installer = Path(sys.executable).with_name("installer")
+    where = f"{docker_registry.host}/team"
+    run(installer, "image", "push", tmp_path / "own.tgz", f"--project={where}", "--plain-http")
+    (tmp_path / "pulled").mkdir()
+    pull = ("pull", f"oci://{where}/{CHART_NAME}", "--version=1.2.3", "--plain-http")
+    run(helm, *pull, f"--destination={tmp_path}/pulled")
+    assert (tmp_path / "pulled" / f"{CHART_NAME}-1.2.3.tgz").read_bytes() == CHART
