@@ -5,43 +5,60 @@
 (3) the manifest is authored and the file laid out: from here on every offset is known;
 (4) the file is filled at its final offsets, each byte written once;
 (5) bundle.json is signed and the signature area written;
-(6) the file is synced, and only then gets its final name: there is no half a bundle.
+(6) the file is synced, and only then gets its final name: there is no half a bundle (target.py).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from bundler.cache import read_chunks
-from bundler.fetch import Filled, Job, Journal, fill, read_marks
+from bundler.fetch import Filled, Job, Journal, Observer, RateLimit, fill, read_marks
 from bundler.image_layout import OCI_LAYOUT, docker_manifest, index_json, readme
 from bundler.lock import bundle_manifest
 from bundler.reuse import LocalBlobs
+from bundler.sources.web import is_url
+from bundler.target import Target, check_target, partial_of
 from installer.bundle.digest import Digest
 from installer.bundle.layout import BLOCK, Layout, layout
 from installer.bundle.manifest import SIGNATURE_AREA, Manifest, Member, encode
 from installer.bundle.signature import encode_area, member_names
-from installer.errors import InvalidInput, TransferFailed
-from installer.oci.graph import MAX_MANIFEST_BYTES
+from installer.errors import TransferFailed
+from installer.oci.graph import MAX_MANIFEST_BYTES, ImageIndex, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from bundler.delta import Held
     from bundler.installer_file import InstallerFile
     from bundler.lock import Blob, Lock
     from bundler.sources.upstream import Upstream
     from installer.keys import SigningKey
+    from installer.oci.graph import Descriptor
 
 _FIRST = member_names(1)[0].encode()
 """What every bundle begins with: the name of its first member."""
 THREADS = 4
 """Connections at once: four fill two cores, more only wait for each other (docs/benchmarks.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How to fetch: connections at once, of them to one host, bytes a second, and who is told.
+
+    None is no limit of its own.
+    """
+
+    threads: int = THREADS
+    per_host: int | None = None
+    rate: int | None = None
+    observer: Observer = field(default_factory=Observer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +72,27 @@ class Plan:
     documents: dict[Digest, bytes]
     local: LocalBlobs
     installers: dict[str, Path]
+
+    @property
+    def alone(self) -> int:
+        """Bytes that the contents would have if each were kept by itself, nothing shared."""
+        return sum(self._size(content.root) for content in self.manifest.contents)
+
+    def _size(self, root: Descriptor) -> int:
+        found, waiting = {root.digest: root.size}, [root]
+        while waiting:
+            descriptor = waiting.pop()
+            data = self.documents.get(descriptor.digest)
+            if data is None:
+                continue
+            document = read_manifest(data, descriptor.media_type, str(descriptor.digest))
+            if isinstance(document, ImageIndex):
+                below = tuple(m for m in document.manifests if m.digest in self.documents)
+            else:
+                below = document.children
+            waiting += [child for child in below if child.digest not in found]
+            found |= {child.digest: child.size for child in below}
+        return sum(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +111,31 @@ def plan(
     upstream: Upstream,
     local: LocalBlobs | None = None,
     installers: Sequence[InstallerFile] = (),
+    held: Held | None = None,
 ) -> Plan:
     """Steps (2) and (3); raises TransferFailed or Corrupt when a manifest can't be had.
 
-    ``local`` are blobs that this machine has, ``installers`` travel in the bundle.
+    ``local`` are blobs that this machine has, ``installers`` travel in the bundle, ``held``
+    are blobs that a site has: with them the bundle becomes a delta.
     """
     local = local or LocalBlobs()
     documents = _read_manifests(lock, upstream, local)
+    omitted = held.omitted(lock) if held else frozenset()
+    listed = bundle_manifest(lock, (), SIGNATURE_AREA, omitted)
     contents = {
-        "README.txt": readme(lock, [installer.name for installer in installers]),
+        "README.txt": readme(
+            lock,
+            [installer.name for installer in installers],
+            listed.required,
+            held.name if held else "",
+        ),
         "oci-layout": OCI_LAYOUT,
-        "index.json": index_json(bundle_manifest(lock, (), SIGNATURE_AREA)),
+        "index.json": index_json(listed),
         "manifest.json": docker_manifest(lock, documents),
     }
     first, *others = (Member(p, len(data), Digest.of(data).hex) for p, data in contents.items())
     programs = (Member(i.name, i.size, i.digest.hex, executable=True) for i in installers)
-    manifest = bundle_manifest(lock, (first, *programs, *others), SIGNATURE_AREA)
+    manifest = bundle_manifest(lock, (first, *programs, *others), SIGNATURE_AREA, omitted)
     payload = encode(manifest)
     places = layout(manifest, len(payload))
     files = {installer.name: installer.path for installer in installers}
@@ -114,14 +161,14 @@ class Budget:
         return self.bundle <= self.room
 
 
-def budget(prepared: Plan, out: Path) -> Budget:
+def budget(prepared: Plan, out: Path, part_size: int | None = None) -> Budget:
     """Say what a build to ``out`` would take; nothing is written, content is not read.
 
     Raises InvalidInput as ``check_out`` does.
     """
-    check_out(out)
-    partial = _partial(out)
-    marks = read_marks(_journal(partial), str(Digest.of(prepared.payload))) or {}
+    target = Target(out, prepared.places.size, part_size)
+    check_target(target, _FIRST)
+    marks = read_marks(_journal(target), _identity(prepared, target)) or {}
     download = copied = resumed = 0
     for entry in prepared.places.entries:
         member = entry.member
@@ -134,10 +181,8 @@ def budget(prepared: Plan, out: Path) -> Budget:
             copied += member.size
         else:
             download += member.size - mark
-    disk, taken = os.statvfs(out.parent), 0
-    with suppress(FileNotFoundError):
-        taken = partial.stat().st_blocks * 512
-    room = disk.f_bavail * disk.f_frsize + taken
+    disk = os.statvfs(out.parent)
+    room = disk.f_bavail * disk.f_frsize + target.taken()
     return Budget(prepared.places.size, download, copied, resumed, room)
 
 
@@ -148,63 +193,35 @@ def build(
     out: Path,
     *,
     prepared: Plan | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    part_size: int | None = None,
+    manner: Manner | None = None,
 ) -> Built:
     """Write the bundle to ``out``; what is left of an interrupted build of the same lock is used.
 
-    ``progress`` is told the bytes of each piece that is in place. Raises TransferFailed, Corrupt
-    or InvalidInput; then there is no file ``out``, and ``out.partial`` is what the next run goes
-    on with.
+    With ``part_size`` (bytes) it is written as parts ``out.part01`` and so on, each smaller than
+    that, and their index ``out.parts.json``. Raises TransferFailed, Corrupt or InvalidInput; then
+    there is no file ``out``, and ``out.partial`` is what the next run goes on with.
     """
-    check_out(out)
     prepared = prepared or plan(lock, upstream)
-    partial = _partial(out)
+    target = Target(out, prepared.places.size, part_size)
+    check_target(target, _FIRST)
     try:
-        return _write(lock, prepared, upstream, key, out, partial, progress)
+        return _write(lock, prepared, upstream, key, target, manner or Manner())
     except OSError as error:
         raise TransferFailed(
-            f"{error.filename or partial}: {error.strerror}",
+            f"{error.filename or partial_of(out)}: {error.strerror}",
             hint="make room or choose another disk; the same command goes on where it stopped",
         ) from error
 
 
-def _partial(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
-
-
-def _journal(partial: Path) -> Path:
-    return partial.with_name(partial.name + ".journal")
-
-
-def check_out(out: Path) -> None:
+def check_out(out: Path, part_size: int | None = None) -> None:
     """Refuse a target that can't be written or is no bundle; raises InvalidInput."""
-    if not out.parent.is_dir():
-        raise InvalidInput(f"{out.parent}: no such folder", hint="is the disk mounted?")
-    if not out.exists():
-        return
-    with suppress(OSError), out.open("rb") as stream:
-        if out.is_file() and stream.read(len(_FIRST)) == _FIRST:
-            return
-    raise InvalidInput(
-        f"{out}: exists, and is not a bundle", hint="choose another --out: nothing is overwritten"
-    )
+    check_target(Target(out, part_size or 1, part_size), _FIRST)
 
 
-def _open_partial(partial: Path) -> int:
-    """Open the unfinished file for this build alone; raises InvalidInput when another has it."""
-    while True:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(partial, flags, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The build that held the lock may have finished and renamed this very file.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), partial.stat(follow_symlinks=False)):
-                    return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise InvalidInput(f"another build is writing {partial}") from None
-        os.close(descriptor)
+def _journal(target: Target) -> Path:
+    partial = partial_of(target.out)
+    return partial.with_name(partial.name + ".journal")
 
 
 def _write(
@@ -212,31 +229,38 @@ def _write(
     prepared: Plan,
     upstream: Upstream,
     key: SigningKey,
-    out: Path,
-    partial: Path,
-    progress: Callable[[int], None],
+    target: Target,
+    manner: Manner,
 ) -> Built:
     places, digest = prepared.places, Digest.of(prepared.payload)
-    notes = _journal(partial)
-    descriptor = _open_partial(partial)
-    try:
-        journal = Journal(notes, str(digest))
+    notes = _journal(target)
+    with target:
+        target.open()
+        journal = Journal(notes, _identity(prepared, target))
         try:
-            _reserve(descriptor, places.size, partial)
-            _write_frames(descriptor, prepared)
+            target.reserve()
+            _write_frames(target, prepared)
             jobs = _jobs(lock, prepared, upstream)
-            filled = fill(descriptor, jobs, journal, threads=THREADS, progress=progress)
+            filled = fill(
+                target,
+                jobs,
+                journal,
+                threads=manner.threads,
+                per_host=manner.per_host,
+                limit=RateLimit(manner.rate) if manner.rate else None,
+                observer=manner.observer,
+            )
         finally:
             journal.close()
-        area = encode_area([key.sign(prepared.payload)], digest, SIGNATURE_AREA)
-        os.pwrite(descriptor, area, 0)
-        os.fsync(descriptor)
-        partial.replace(out)
-        _sync_folder(out.parent)
+        target.write(encode_area([key.sign(prepared.payload)], digest, SIGNATURE_AREA), 0)
+        target.finish(digest)
         notes.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-    return Built(out, places.size, digest, prepared.manifest, filled)
+    return Built(target.result, places.size, digest, prepared.manifest, filled)
+
+
+def _identity(prepared: Plan, target: Target) -> str:
+    """What a journal is of: the same bundle, cut into the same files."""
+    return f"{Digest.of(prepared.payload)} in {target.cut}"
 
 
 def _read_manifests(lock: Lock, upstream: Upstream, local: LocalBlobs) -> dict[Digest, bytes]:
@@ -256,27 +280,11 @@ def _read_manifests(lock: Lock, upstream: Upstream, local: LocalBlobs) -> dict[D
         return {blob.descriptor.digest: data for blob, data in zip(blobs, contents, strict=True)}
 
 
-def _reserve(descriptor: int, size: int, partial: Path) -> None:
-    """Take the final size at once, as far as the disk has room; a full disk is found here.
-
-    The file stays sparse: what an earlier run has filled keeps its blocks and counts as there.
-    """
-    status, disk = os.fstat(descriptor), os.fstatvfs(descriptor)
-    missing = size - status.st_blocks * 512
-    free = disk.f_bavail * disk.f_frsize
-    if missing > free:
-        raise TransferFailed(
-            f"{partial.parent}: {missing:,} bytes needed, {free:,} free",
-            hint="make room or choose another disk with --out",
-        )
-    os.ftruncate(descriptor, size)
-
-
-def _write_frames(descriptor: int, prepared: Plan) -> None:
+def _write_frames(target: Target, prepared: Plan) -> None:
     """Write everything between the contents, and bundle.json itself."""
     for offset, data, _ in prepared.places.frames():
-        os.pwrite(descriptor, data, offset)
-    os.pwrite(descriptor, prepared.payload, prepared.places.manifest_offset + BLOCK)
+        target.write(data, offset)
+    target.write(prepared.payload, prepared.places.manifest_offset + BLOCK)
 
 
 def _jobs(lock: Lock, prepared: Plan, upstream: Upstream) -> list[Job]:
@@ -298,7 +306,8 @@ def _jobs(lock: Lock, prepared: Plan, upstream: Upstream) -> list[Job]:
             assert blob is not None  # noqa: S101 (a member is in front, an installer or a blob)
             place = prepared.local.find(entry.member.digest, entry.member.size)
             read = place.read if place else None
-            jobs.append(Job(entry, _from_upstream(upstream, blob), _describe(blob), read))
+            source = _from_upstream(upstream, blob)
+            jobs.append(Job(entry, source, _describe(blob), read, _host(blob)))
     return jobs
 
 
@@ -314,15 +323,13 @@ def _from_upstream(upstream: Upstream, blob: Blob) -> Callable[[int], Iterator[b
     return lambda start: upstream.open(blob, start)
 
 
+def _host(blob: Blob) -> str:
+    """Who is asked for a blob; empty for what is on this machine."""
+    if is_url(blob.source):
+        return urlsplit(blob.source).netloc
+    return blob.repository.partition("/")[0]
+
+
 def _describe(blob: Blob) -> str:
     place = blob.repository or blob.source or "authored"
     return f"{place}@{blob.digest[:19]}…"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,8 +3,12 @@
 The unfinished file is itself the state to resume from. A journal beside it notes how far each
 member has come; it is a hint only, since whatever is on disk from an earlier run is hashed again
 before it is believed, so neither the journal nor the data needs an fsync on the way. A member
-that an earlier run left unfinished is gone on with from the byte where it stopped; if its digest
-then differs, it is fetched once more from the beginning.
+that an earlier run left unfinished is gone on with from the byte where it stopped. A digest that
+differs in the end is a reason to fetch the member once more from the beginning, whoever was wrong.
+
+A member that upstream no longer has, or has with other bytes, does not stop the others: at the end
+one error names all of them, and the next run has only those left to fetch. A network that is gone
+or a full disk stops everything.
 """
 
 from __future__ import annotations
@@ -13,22 +17,27 @@ import hashlib
 import json
 import os
 import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import time
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from installer.bundle.archive import CHUNK
-from installer.errors import Corrupt, Interrupted, TransferFailed
+from installer.errors import AirgapError, Corrupt, Interrupted, NotFound, TransferFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from bundler.target import Target
     from installer.bundle.layout import Entry
 
-_NOTE_EVERY = 8 * CHUNK
+_NOTE_EVERY = CHUNK
+"""Bytes: what a kill may cost each connection."""
 _SYNC_EVERY = 64 * CHUNK
+_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +45,65 @@ class Job:
     """A member to fill: its place, where it comes from, and what to call it in an error.
 
     ``open`` gives the bytes from an offset on, unchecked: the digest is checked here. ``local``
-    gives all of them from this machine, if it seems to have them.
+    gives all of them from this machine, if it seems to have them. ``host`` is who is asked (empty:
+    nobody).
     """
 
     entry: Entry
     open: Callable[[int], Iterator[bytes]]
     what: str
     local: Callable[[], Iterator[bytes]] | None = None
+    host: str = ""
+
+
+class Observer:
+    """Hears what happens; called from several threads. Does nothing by itself."""
+
+    def started(self, job: Job) -> None:
+        """A member is being brought to its end."""
+
+    def advanced(self, job: Job, count: int) -> None:
+        """So many bytes of it are in place; fewer than nothing when it starts again."""
+
+    def finished(self, job: Job, transfer: Transfer) -> None:
+        """It is complete and its digest held."""
+
+    def again(self, job: Job, reason: str) -> None:
+        """It came with wrong bytes, and is fetched from the beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What became of one member: bytes fetched, left by an earlier run, copied here; seconds."""
+
+    fetched: int = 0
+    reused: int = 0
+    copied: int = 0
+    seconds: float = 0
+
+
+class RateLimit:
+    """At most so many bytes a second over all threads; ``clock`` and ``sleep`` in seconds."""
+
+    def __init__(
+        self,
+        rate: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._sleep = sleep
+        self._free_at = 0.0
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Wait until this many bytes, which have come, are within the rate."""
+        with self._lock:
+            now = self._clock()
+            self._free_at = max(self._free_at, now) + count / self._rate
+            pause = self._free_at - now
+        self._sleep(pause)
 
 
 class Journal:
@@ -87,121 +148,192 @@ def read_marks(path: Path, identity: str) -> dict[str, int] | None:
     return {digest: int(mark) for digest, _, mark in marks if mark.isdigit()}
 
 
+class _Queue:
+    """Jobs in their order, each thread one at a time, and no more at once of one host."""
+
+    def __init__(self, jobs: Sequence[Job], per_host: int) -> None:
+        self._jobs = deque(jobs)
+        self._per_host = per_host
+        self._active: Counter[str] = Counter()
+        self._changed = threading.Condition()
+        self._stopped = False
+
+    def take(self) -> Job | None:
+        """The next job that may begin; None when there is none any more."""
+        with self._changed:
+            while self._jobs and not self._stopped:
+                for at, job in enumerate(self._jobs):
+                    if not job.host or self._active[job.host] < self._per_host:
+                        del self._jobs[at]
+                        self._active[job.host] += 1
+                        return job
+                self._changed.wait()
+            return None
+
+    def done(self, job: Job) -> None:
+        """Let another one of its host begin."""
+        with self._changed:
+            self._active[job.host] -= 1
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Give out no more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
 class _Filler:
+    """What the threads share."""
+
     def __init__(
-        self,
-        descriptor: int,
-        journal: Journal,
-        progress: Callable[[int], None],
+        self, target: Target, journal: Journal, observer: Observer, limit: RateLimit | None
     ) -> None:
-        self._descriptor = descriptor
-        self._journal = journal
-        self._progress = progress
+        self.target = target
+        self.journal = journal
+        self.observer = observer
+        self.limit = limit
         self.stop = threading.Event()
-        self.reused = 0
-        self.fetched = 0
-        self.copied = 0
-        self._count_lock = threading.Lock()
+        self.written = 0
+        self._lock = threading.Lock()
 
-    def fill(self, job: Job) -> None:
-        """Bring one member to its end; raises what could not be mended."""
-        member = job.entry.member
-        mark = min(self._journal.marks.get(member.sha256, 0), member.size)
-        hasher = hashlib.sha256()
-        if mark and not self._rehash(job.entry, mark, hasher):
-            mark, hasher = 0, hashlib.sha256()
-        self._count(reused=mark)
-        if not mark and job.local is not None and self._copy(job.entry, job.local):
-            self._journal.note(member.sha256, member.size)
-            return
-        resumed = mark > 0
-        if mark < member.size or not member.size:
-            mark = self._fetch(job, mark, hasher)
-        if hasher.hexdigest() == member.sha256:
-            self._journal.note(member.sha256, mark)
-            return
-        if not resumed:
-            raise Corrupt(
-                f"{job.what}: fetched bytes have digest sha256:{hasher.hexdigest()}, "
-                f"the lock says sha256:{member.sha256}",
-                hint="the upstream or a proxy on the way changes content; nothing was kept of it",
-            )
-        self._progress(-member.size)
-        self._count(reused=-min(self._journal.marks.get(member.sha256, 0), member.size))
-        self._journal.marks.pop(member.sha256, None)
-        self._journal.note(member.sha256, 0)
-        self.fill(job)
+    def work(self, queue: _Queue, results: _Results) -> None:
+        """Fill one member after the other, as long as there are any."""
+        while (job := queue.take()) is not None:
+            try:
+                results.transfers.append(_Filling(self, job).run())
+            except (NotFound, Corrupt) as error:
+                results.lacking.append(error)
+            except BaseException:
+                self.stop.set()
+                queue.stop()
+                raise
+            finally:
+                queue.done(job)
 
-    def _copy(self, entry: Entry, local: Callable[[], Iterator[bytes]]) -> bool:
-        """Take all of it from this machine; False if that is something else, or can't be read."""
-        hasher, done = hashlib.sha256(), 0
+    def write(self, piece: bytes, offset: int) -> None:
+        """Write a piece at its place, unless another thread has failed; raises Interrupted."""
+        if self.stop.is_set():
+            raise Interrupted("stopped")
+        self.target.write(piece, offset)
+        with self._lock:
+            self.written += len(piece)
+
+
+class _Filling:
+    """One member on its way: where it stands, and what it took."""
+
+    def __init__(self, filler: _Filler, job: Job) -> None:
+        self._filler = filler
+        self._job = job
+        self._entry = job.entry
+        self._size = job.entry.member.size
+        self._hasher = hashlib.sha256()
+        self._mark = 0
+        """Bytes that are in place and hashed."""
+        self._fetched = 0
+
+    def run(self) -> Transfer:
+        """Bring it to its end; raises what could not be mended."""
+        began = time.monotonic()
+        job, journal, observer = self._job, self._filler.journal, self._filler.observer
+        observer.started(job)
+        digest = self._entry.member.sha256
+        self._rehash(min(journal.marks.get(digest, 0), self._size))
+        reused, copied = self._mark, 0
+        if not reused and job.local is not None:
+            copied = self._copy(job.local)
+        if not copied:
+            try:
+                self._fetch()
+            except Corrupt as error:
+                observer.again(job, error.message)
+                self._restart()
+                reused = 0
+                self._fetch()
+        journal.note(digest, self._size)
+        transfer = Transfer(self._fetched, reused, copied, time.monotonic() - began)
+        observer.finished(job, transfer)
+        return transfer
+
+    def _restart(self) -> None:
+        self._filler.observer.advanced(self._job, -self._mark)
+        self._filler.journal.marks.pop(self._entry.member.sha256, None)
+        self._filler.journal.note(self._entry.member.sha256, 0)
+        self._mark, self._hasher = 0, hashlib.sha256()
+
+    def _rehash(self, mark: int) -> None:
+        """Hash what an earlier run has left."""
+        view = memoryview(bytearray(min(CHUNK, mark)))
+        while self._mark < mark:
+            if self._filler.stop.is_set():
+                raise Interrupted("stopped")
+            most = min(len(view), mark - self._mark)
+            count = self._filler.target.read_into(view[:most], self._entry.offset + self._mark)
+            if not count:
+                break
+            self._advance(view[:count])
+
+    def _copy(self, local: Callable[[], Iterator[bytes]]) -> int:
+        """Take all of it from this machine; nothing if that is something else or can't be read."""
         with suppress(OSError):
             for piece in local():
-                self._check_stop()
-                hasher.update(piece)
-                _write_all(self._descriptor, piece, entry.offset + done)
-                done += len(piece)
-                self._progress(len(piece))
-        if hasher.hexdigest() == entry.member.sha256:
-            self._count(copied=done)
-            return True
-        self._progress(-done)
-        return False
+                if self._mark + len(piece) > self._size:
+                    break
+                self._filler.write(piece, self._entry.offset + self._mark)
+                self._advance(piece)
+        if self._hasher.hexdigest() == self._entry.member.sha256:
+            return self._mark
+        self._filler.observer.advanced(self._job, -self._mark)
+        self._mark, self._hasher = 0, hashlib.sha256()
+        return 0
 
-    def _rehash(self, entry: Entry, mark: int, hasher: hashlib._Hash) -> bool:
-        view = memoryview(bytearray(CHUNK))
-        done = 0
-        while done < mark:
-            self._check_stop()
-            count = os.preadv(
-                self._descriptor, [view[: min(CHUNK, mark - done)]], entry.offset + done
-            )
-            if not count:
-                return False
-            hasher.update(view[:count])
-            done += count
-            self._progress(count)
-        return True
-
-    def _fetch(self, job: Job, mark: int, hasher: hashlib._Hash) -> int:
-        """Fetch from ``mark`` on; gives the bytes that are now there, all of them or it raises.
+    def _fetch(self) -> None:
+        """Fetch what is not there yet; raises Corrupt when the digest differs in the end.
 
         Cut connections are the source's to go on with; what reaches here has been given up.
         """
-        member, offset = job.entry.member, job.entry.offset
-        noted = mark
+        job, digest, noted = self._job, self._entry.member.sha256, self._mark
         try:
-            for piece in job.open(mark):
-                self._check_stop()
-                if mark + len(piece) > member.size:
-                    raise Corrupt(f"{job.what}: more than the {member.size} bytes in the lock")
-                hasher.update(piece)
-                _write_all(self._descriptor, piece, offset + mark)
-                mark += len(piece)
-                self._count(fetched=len(piece))
-                self._progress(len(piece))
-                if mark - noted >= _NOTE_EVERY:
-                    self._journal.note(member.sha256, mark)
-                    noted = mark
+            for piece in job.open(self._mark) if self._mark < self._size else ():
+                if self._mark + len(piece) > self._size:
+                    raise Corrupt(f"{job.what}: more than the {self._size} bytes in the lock")
+                self._filler.write(piece, self._entry.offset + self._mark)
+                self._fetched += len(piece)
+                self._advance(piece)
+                if self._mark - noted >= _NOTE_EVERY:
+                    self._filler.journal.note(digest, self._mark)
+                    noted = self._mark
+                if self._filler.limit is not None:
+                    self._filler.limit.take(len(piece))
+        except NotFound as error:
+            error.hint = "it was there when the lock was made: lock again, or --reuse what has it"
+            raise
         finally:
-            if mark != noted:
-                self._journal.note(member.sha256, mark)
-        if mark < member.size:
+            if self._mark != noted:
+                self._filler.journal.note(digest, self._mark)
+        if self._mark < self._size:
             raise TransferFailed(
-                f"{job.what}: ended after {mark} of {member.size} bytes",
+                f"{job.what}: ended after {self._mark} of {self._size} bytes",
                 hint="run the same command again: it goes on where it stopped",
             )
-        return mark
+        if self._hasher.hexdigest() != digest:
+            raise Corrupt(
+                f"{job.what}: fetched bytes have digest sha256:{self._hasher.hexdigest()}, "
+                f"the lock says sha256:{digest}",
+                hint="the upstream or a proxy on the way changes content; nothing was kept of it",
+            )
 
-    def _check_stop(self) -> None:
-        if self.stop.is_set():
-            raise Interrupted("stopped")
+    def _advance(self, piece: bytes | memoryview) -> None:
+        self._hasher.update(piece)
+        self._mark += len(piece)
+        self._filler.observer.advanced(self._job, len(piece))
 
-    def _count(self, *, reused: int = 0, fetched: int = 0, copied: int = 0) -> None:
-        with self._count_lock:
-            self.reused += reused
-            self.fetched += fetched
-            self.copied += copied
+
+@dataclass(slots=True)
+class _Results:
+    transfers: list[Transfer] = field(default_factory=list)
+    lacking: list[NotFound | Corrupt] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,58 +349,73 @@ class Filled:
 
 
 def fill(
-    descriptor: int,
+    target: Target,
     jobs: Sequence[Job],
     journal: Journal,
     *,
     threads: int,
-    progress: Callable[[int], None] = lambda _: None,
+    per_host: int | None = None,
+    limit: RateLimit | None = None,
+    observer: Observer | None = None,
 ) -> Filled:
     """Fill all members; the largest start first, so that the last one does not run alone.
 
-    Raises the first failure after all threads have stopped; what they wrote is in the journal.
+    ``per_host`` is how many may be fetched from one host at once. Raises the first failure after
+    all threads have stopped, or one error for all members that upstream could not give; what was
+    written is in the journal.
     """
-    filler = _Filler(descriptor, journal, progress)
-    order = sorted(jobs, key=lambda job: -job.entry.member.size)
+    filler = _Filler(target, journal, observer or Observer(), limit)
+    queue = _Queue(sorted(jobs, key=lambda job: -job.entry.member.size), per_host or threads)
+    results = _Results()
     done = threading.Event()
-    syncer = threading.Thread(target=_write_back, args=(descriptor, filler, done), daemon=True)
+    syncer = threading.Thread(target=_write_back, args=(target, filler, done), daemon=True)
     syncer.start()
     with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(filler.fill, job) for job in order]
         try:
-            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failed = [f for f in finished if f.exception() is not None]
-            if failed:
-                filler.stop.set()
-                pool.shutdown(cancel_futures=True)
-            for future in sorted(failed, key=lambda f: isinstance(f.exception(), Interrupted)):
-                future.result()
+            workers = [pool.submit(filler.work, queue, results) for _ in range(threads)]
+            failures = [worker.exception() for worker in workers]
         except BaseException:
             filler.stop.set()
-            pool.shutdown(cancel_futures=True)
+            queue.stop()
             raise
         finally:
             done.set()
             syncer.join()
-    return Filled(filler.fetched, filler.reused, filler.copied)
+    found = [failure for failure in failures if failure is not None]
+    for failure in sorted(found, key=lambda f: isinstance(f, Interrupted)):
+        raise failure
+    if results.lacking:
+        raise _all_lacking(results.lacking)
+    transfers = results.transfers
+    return Filled(
+        sum(t.fetched for t in transfers),
+        sum(t.reused for t in transfers),
+        sum(t.copied for t in transfers),
+    )
 
 
-def _write_back(descriptor: int, filler: _Filler, done: threading.Event) -> None:
+def _all_lacking(errors: Sequence[NotFound | Corrupt]) -> AirgapError:
+    """One error for all members that could not be had, with the code of the worst."""
+    errors = sorted(errors, key=lambda e: (not isinstance(e, Corrupt), e.message))
+    first, count = errors[0], len(errors)
+    if count == 1:
+        return first
+    shown = "\n  ".join(error.message for error in errors[:_SHOWN])
+    more = f"\n  and {count - _SHOWN} more" if count > _SHOWN else ""
+    return type(first)(
+        f"{count} artefacts could not be fetched:\n  {shown}{more}",
+        hint=f"{first.hint}; all else is there, and the next run has only these to fetch",
+    )
+
+
+def _write_back(target: Target, filler: _Filler, done: threading.Event) -> None:
     """Send written data to the disk while the network is busy: the last fsync then has little left.
 
     Its own errors show up again in that last fsync.
     """
     synced = 0
     while not done.wait(0.05):
-        if filler.fetched + filler.copied - synced >= _SYNC_EVERY:
-            synced = filler.fetched + filler.copied
+        if filler.written - synced >= _SYNC_EVERY:
+            synced = filler.written
             with suppress(OSError):
-                os.fdatasync(descriptor)
-
-
-def _write_all(descriptor: int, piece: bytes, offset: int) -> None:
-    view = memoryview(piece)
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view = view[count:]
-        offset += count
+                target.flush()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from bundler.lock import Lock
     from installer.bundle.digest import Digest
-    from installer.bundle.manifest import Manifest
+    from installer.bundle.manifest import Manifest, Member
     from installer.oci.graph import Descriptor, ImageManifest
 
 OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
@@ -109,10 +109,16 @@ def _short_names(manifest: Manifest) -> dict[str, str]:
     return names
 
 
-def readme(lock: Lock, installers: Sequence[str] = ()) -> bytes:
+def readme(
+    lock: Lock,
+    installers: Sequence[str] = (),
+    required: Sequence[Member] = (),
+    held: str = "",
+) -> bytes:
     """A page in plain words for whoever finds the disk: what it is and how to check it.
 
-    ``installers`` are the paths of the installers in the bundle.
+    ``installers`` are the paths of the installers in the bundle, ``required`` blobs that a delta
+    leaves out, ``held`` says according to what.
     """
     lines = [
         f"{lock.name}, serial {lock.serial} of channel {lock.channel}, made {lock.created}",
@@ -120,6 +126,7 @@ def readme(lock: Lock, installers: Sequence[str] = ()) -> bytes:
         "This file is a bundle for an isolated site: a tar that is also an OCI image layout.",
         "bundle.json lists every other file in it with size and sha256, and is signed.",
         "",
+        *(_about_delta(required, held) if required else ()),
         "BUNDLE is the file, release.pub the public key, which must have reached you over another",
         "way than this disk.",
         "",
@@ -173,3 +180,18 @@ def readme(lock: Lock, installers: Sequence[str] = ()) -> bytes:
         "",
     ]
     return "\n".join(lines).encode()
+
+
+def _about_delta(required: Sequence[Member], held: str) -> tuple[str, ...]:
+    size = sum(member.size for member in required)
+    return (
+        f"THIS IS A DELTA to {held}:",
+        f"{len(required)} files, {size:,} bytes in all, are left out because the site has them;",
+        "bundle.json lists them as required. docker load, ctr, oras, skopeo and podman can't read",
+        "the images of a delta. The installer can, with the earlier bundles at hand, as many as it",
+        "takes; it names what is missing before it changes anything:",
+        "",
+        "  installer verify BUNDLE --base EARLIER --key release.pub",
+        "  installer run    BUNDLE --base EARLIER --key release.pub --site site.yaml",
+        "",
+    )

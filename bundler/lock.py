@@ -27,8 +27,8 @@ from installer.oci.graph import Descriptor
 from installer.structs import decode_json
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
-
 
 _AGAIN = "write it again with: bundler lock bundle.yaml"
 
@@ -145,16 +145,22 @@ def _check_blob(blob: Blob) -> None:
         Digest.parse(blob.archive)
 
 
-def bundle_manifest(lock: Lock, front: tuple[Member, ...], signature_area: int) -> Manifest:
+def bundle_manifest(
+    lock: Lock,
+    front: tuple[Member, ...],
+    signature_area: int,
+    omitted: Collection[Digest] = (),
+) -> Manifest:
     """The manifest of the lock's bundle; ``front`` are the members before the blobs.
+
+    ``omitted`` are blobs that a delta leaves out and lists as required.
 
     Manifests and configs come before layers, each sorted by digest: a reader that streams has
     the small documents first, and the order depends on nothing but the lock.
     """
     blobs = sorted(lock.blobs, key=lambda b: ("json" not in b.media_type, b.digest))
-    members = tuple(
-        Member(Digest.parse(b.digest).blob_path, b.size, Digest.parse(b.digest).hex) for b in blobs
-    )
+    digests = [Digest.parse(blob.digest) for blob in blobs]
+    members = [Member(d.blob_path, b.size, d.hex) for d, b in zip(digests, blobs, strict=True)]
     return Manifest(
         api_version="bundle/v1",
         kind="Bundle",
@@ -164,11 +170,12 @@ def bundle_manifest(lock: Lock, front: tuple[Member, ...], signature_area: int) 
         created=lock.created,
         platforms=lock.platforms,
         signature_area=signature_area,
-        members=(*front, *members),
+        members=(*front, *(m for m in members if m.digest not in omitted)),
         expires=lock.expires,
         charts=lock.charts,
         images=lock.images,
         tools=lock.tools,
         databases=lock.databases,
         files=lock.files,
+        required=tuple(m for m in members if m.digest in omitted),
     )

@@ -7,6 +7,8 @@ does no harm, and needs no check of its own first.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import tarfile
 from dataclasses import dataclass
@@ -14,10 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bundler.cache import CHUNK
-from installer.errors import InvalidInput
+from installer.bundle.parts import BundleFile
+from installer.errors import AirgapError, InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from typing_extensions import Buffer
 
     from installer.bundle.digest import Digest
 
@@ -34,12 +39,14 @@ class Place:
     size: int
 
     def read(self) -> Iterator[bytes]:
-        """Its bytes in pieces, unchecked; fewer than there should be where the file ends early."""
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            left = self.size
-            while left and (piece := file.read(min(CHUNK, left))):
-                left -= len(piece)
+        """Its bytes in pieces, unchecked; fewer than there should be where the file ends early.
+
+        Raises OSError.
+        """
+        with _opened(self.path) as file:
+            position, end = self.offset, self.offset + self.size
+            while position < end and (piece := file.read(min(CHUNK, end - position), position)):
+                position += len(piece)
                 yield piece
 
 
@@ -79,10 +86,46 @@ def _of_folder(folder: Path) -> Iterator[tuple[str, Place]]:
         raise InvalidInput(f"{folder}: {error.strerror}") from error
 
 
+def _opened(path: Path) -> BundleFile:
+    """Open a file, or the parts of a bundle; raises OSError."""
+    try:
+        return BundleFile(path)
+    except AirgapError as error:
+        raise OSError(errno.EIO, error.message) from error
+
+
+class _Readable(io.RawIOBase):
+    """A file or parts, as tarfile wants to read them."""
+
+    def __init__(self, file: BundleFile) -> None:
+        self._file = file
+        self._position = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move within it."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}
+        self._position = start[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Read at most as much as the buffer takes."""
+        count = self._file.read_into(memoryview(buffer).cast("B"), self._position)
+        self._position += count
+        return count
+
+
 def _of_archive(path: Path) -> Iterator[tuple[str, Place]]:
     try:
         # Compressed ones have no places in them.
-        with tarfile.open(path, "r:") as archive:
+        with BundleFile(path) as file, tarfile.open(fileobj=_Readable(file), mode="r:") as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
                 if name.startswith(_BLOBS) and member.isreg() and not member.issparse():

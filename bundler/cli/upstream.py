@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from platformdirs import user_cache_path, user_config_path
@@ -15,6 +15,9 @@ from bundler.credentials import RegistryLogins
 from bundler.sources.upstream import Upstream
 from installer.documents import read_document
 from installer.oci.hosts import RegistryConfig, RegistryHosts
+
+if TYPE_CHECKING:
+    from installer.oci.http import Notice, Patience
 
 CACHE_VARIABLE = "AIRGAP_CACHE_DIR"
 DOCKER_VARIABLE = "DOCKER_CONFIG"
@@ -49,15 +52,29 @@ def registry_config_option(command: Command) -> Command:
     return config(authfile(command))
 
 
-def open_upstream(folder: Path, registry_config: Path | None) -> Upstream:
+def open_upstream(
+    folder: Path,
+    registry_config: Path | None,
+    *,
+    patience: Patience | None = None,
+    notice: Notice | None = None,
+) -> Upstream:
     """The way to upstream for a spec in ``folder``, with the options of this command.
 
-    Raises InvalidInput for a wrong config.
+    ``notice`` is told of failed requests that are sent again. Raises InvalidInput for a wrong
+    config.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     cache = Path(chosen) if chosen else user_cache_path(_APPLICATION)
     logins = RegistryLogins(_login_files())
-    return Upstream(_hosts(registry_config), BlobCache(cache), folder, logins)
+    return Upstream(
+        _hosts(registry_config),
+        BlobCache(cache),
+        folder,
+        logins,
+        patience=patience,
+        notice=notice,
+    )
 
 
 def _login_files() -> list[Path]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from bundler.cache import BlobCache
     from installer.oci.auth import Credentials
     from installer.oci.hosts import RegistryHosts
-    from installer.oci.http import Patience
+    from installer.oci.http import Notice, Patience
 
 DAEMON = "docker://"
 """Scheme of an image in the local Docker daemon, followed by its name there."""
@@ -62,7 +62,8 @@ class Upstream:
     """Registries, web servers, the cache and the spec's folder behind one door, for many threads.
 
     ``folder`` is where relative paths start: the spec's. ``credentials`` finds the login for a
-    registry host. It is a context manager; leaving closes all connections.
+    registry host, ``notice`` is told of failures that are followed by another attempt. It is a
+    context manager; leaving closes all connections.
     """
 
     def __init__(
@@ -73,17 +74,19 @@ class Upstream:
         credentials: Callable[[str], Credentials | None] | None = None,
         *,
         patience: Patience | None = None,
+        notice: Notice | None = None,
     ) -> None:
         self.cache = cache
         self.folder = folder
         self._hosts = hosts
         self._credentials = credentials
         self._patience = patience
+        self._notice = notice
         self._stores: dict[str, RegistryStore] = {}
         self._lock = threading.Lock()
         self._unpacking = threading.Lock()
         self._closing = ExitStack()
-        self.web = Web(hosts, patience, credentials=credentials)
+        self.web = Web(hosts, patience, notice, credentials)
         self._closing.callback(self.web.close)
 
     def __enter__(self) -> Self:
@@ -96,7 +99,13 @@ class Upstream:
         """The registry of a host, one for all its repositories."""
         with self._lock:
             if host not in self._stores:
-                store = RegistryStore(host, self._hosts, self._credentials, patience=self._patience)
+                store = RegistryStore(
+                    host,
+                    self._hosts,
+                    self._credentials,
+                    patience=self._patience,
+                    notice=self._notice,
+                )
                 self._stores[host] = self._closing.enter_context(store)
             return self._stores[host]
 

@@ -7,22 +7,22 @@ that breaks off is gone on with by Range where the server can.
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from installer.errors import Corrupt, InvalidInput
 from installer.oci.hosts import Endpoint
-from installer.oci.http import Client, Unavailable
+from installer.oci.http import BrokenOff, Client, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from installer.oci.auth import Credentials
     from installer.oci.hosts import RegistryHosts
-    from installer.oci.http import Patience
+    from installer.oci.http import Answer, Notice, Patience
 
 _OK, _PARTIAL, _NOTHING_LEFT = 200, 206, 416
 
@@ -43,13 +43,13 @@ class Web:
         self,
         hosts: RegistryHosts,
         patience: Patience | None = None,
-        sleep: Callable[[float], object] = time.sleep,
+        notice: Notice | None = None,
         credentials: Callable[[str], Credentials | None] | None = None,
     ) -> None:
         self._hosts = hosts
         self._credentials = credentials
         self._patience = patience
-        self._sleep = sleep
+        self._notice = notice
         self._lock = threading.Lock()
         self._clients: dict[str, Client] = {}
         self._open = ExitStack()
@@ -59,45 +59,51 @@ class Web:
         self._open.close()
 
     def stream(self, url: str, start: int = 0) -> Iterator[bytes]:
-        """Chunks from byte ``start`` on; raises NotFound, Unavailable or TransferFailed.
+        """Chunks from byte ``start`` on, gone on with after a cut; the digest is not checked.
 
         A server that doesn't know ranges is read from the beginning, and the start left out.
+        Raises NotFound, Unavailable or TransferFailed.
         """
         client = self._client(url)
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        answer = client.request(
+        patience = client.patience
+        seen, failures = start, 0
+        while True:
+            before = seen
+            answer = patience.persist(partial(self._ask, client, url, seen), self._notice)
+            try:
+                with answer:
+                    if answer.status == _NOTHING_LEFT:
+                        return
+                    skip = seen if answer.status == _OK else 0
+                    for chunk in answer.chunks():
+                        if skip < len(chunk):
+                            seen += len(chunk) - skip
+                            yield chunk[skip:]
+                        skip = max(0, skip - len(chunk))
+            except BrokenOff as error:
+                failures = failures + 1 if seen == before else 1
+                if failures >= patience.attempts:
+                    error.add(f"; tried {failures} times without another byte")
+                    raise
+                pause = patience.pause(failures)
+                if self._notice is not None:
+                    self._notice(Retry(error.host, error.message, failures, pause))
+                patience.sleep(pause)
+            else:
+                return
+
+    def _ask(self, client: Client, url: str, start: int) -> Answer:
+        return client.request(
             "GET",
             url,
             what=urlsplit(url).netloc + urlsplit(url).path,
             accepted=(_OK, _PARTIAL, _NOTHING_LEFT) if start else (_OK,),
-            headers=headers,
+            headers={"Range": f"bytes={start}-"} if start else {},
         )
-        with answer:
-            if answer.status == _NOTHING_LEFT:
-                return
-            skip = start if answer.status == _OK else 0
-            for chunk in answer.chunks():
-                if skip < len(chunk):
-                    yield chunk[skip:]
-                skip = max(0, skip - len(chunk))
 
     def download(self, url: str) -> Iterator[bytes]:
-        """All chunks, gone on with after a cut; the digest is for the caller to check."""
-        patience = self._client(url).patience
-        seen, failures = 0, 0
-        while True:
-            before = seen
-            try:
-                for chunk in self.stream(url, seen):
-                    seen += len(chunk)
-                    yield chunk
-            except Unavailable as error:
-                failures = failures + 1 if seen == before else 1
-                if failures >= patience.attempts:
-                    raise
-                self._sleep(max(error.retry_after, patience.pause(failures)))
-            else:
-                return
+        """All chunks; the digest is for the caller to check."""
+        return self.stream(url)
 
     def read(self, url: str, limit: int) -> bytes:
         """Read a document of at most ``limit`` bytes whole; raises Corrupt when it has more."""

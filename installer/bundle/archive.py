@@ -2,7 +2,7 @@
 
 The order of checks, and the numbers stand beside the code:
 
-(0) the file is opened once and the descriptor held, so that the path can't be swapped;
+(0) the file, or each of its parts, is opened once and held, so that the path can't be swapped;
 (1) the signature area and the bytes of bundle.json are read, by their places alone;
 (2) a signature of a trusted key holds over exactly those bytes;
 (3) only then they are decoded, in canonical form only;
@@ -16,8 +16,6 @@ The order of checks, and the numbers stand beside the code:
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
@@ -25,30 +23,31 @@ from typing import TYPE_CHECKING, Self
 from installer.bundle.digest import Digest
 from installer.bundle.layout import BLOCK, Layout, header, layout, padding
 from installer.bundle.manifest import MAX_MANIFEST_BYTES, NAME, Manifest, decode
+from installer.bundle.parts import BundleFile
 from installer.bundle.signature import decode_area
 from installer.bundle.trust import check_expiry
-from installer.errors import Corrupt, InvalidInput, TransferFailed, Unsigned
+from installer.errors import Corrupt, TransferFailed, Unsigned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
     from pathlib import Path
 
     from installer.bundle.layout import Entry
+    from installer.bundle.manifest import Member
+    from installer.bundle.parts import FileIdentity
     from installer.bundle.trust import Trust
 
 CHUNK = 1024 * 1024
-Stamp = tuple[int, int, int]
-"""Size of a file, and when its content and its inode changed last, in nanoseconds."""
 _MAX_AREA = 1024 * 1024
 
 
-def read_exactly(descriptor: int, offset: int, size: int, what: str) -> bytes:
+def read_exactly(file: BundleFile, offset: int, size: int, what: str) -> bytes:
     """Read ``size`` bytes at ``offset``; raises Corrupt when the file ends before."""
     pieces = []
     while size:
         try:
-            piece = os.pread(descriptor, min(size, 64 * CHUNK), offset)
+            piece = file.read(min(size, 64 * CHUNK), offset)
         except OSError as error:
             raise TransferFailed(
                 f"{what}: {error.strerror}", hint="is the disk damaged?"
@@ -66,21 +65,14 @@ class UnverifiedBundle:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # (0)
-        except OSError as error:
-            raise InvalidInput(f"{path}: {error.strerror}") from error
-        status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            self.close()
-            raise InvalidInput(f"{path}: not a regular file")
-        self._size = status.st_size
+        self.file = BundleFile(path)  # (0)
+        self._size = self.file.size
+        self._moved = False
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if not self._moved:
+            self.file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -88,20 +80,23 @@ class UnverifiedBundle:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def verify(self, trust: Trust, now: datetime) -> VerifiedBundle:
+    def verify(self, trust: Trust, now: datetime | None) -> VerifiedBundle:
         """Checks (1) to (5); raises a NotTrusted or Corrupt.
 
-        The descriptor moves to the result, which is closed by its user.
+        ``now`` is None for a bundle of which only content is used that another one requires by
+        digest: then it may have expired.
+        The open file moves to the result, which is closed by its user.
         """
         area_size = self._area_size()
         size = self._manifest_size(area_size)
-        area = read_exactly(self._descriptor, 0, area_size, "signatures")  # (1)
-        payload = read_exactly(self._descriptor, area_size + BLOCK, size, NAME)
+        area = read_exactly(self.file, 0, area_size, "signatures")  # (1)
+        payload = read_exactly(self.file, area_size + BLOCK, size, NAME)
         digest = Digest.of(payload)
         signatures = decode_area(area, digest)
         signers = trust.signers(payload, signatures)  # (2)
         manifest = decode(payload)  # (3)
-        check_expiry(manifest, now)  # (4)
+        if now is not None:
+            check_expiry(manifest, now)  # (4)
         places = layout(manifest, size)
         if manifest.signature_area != area_size:
             raise Corrupt(f"{NAME} stands at {area_size}, not at {manifest.signature_area}")
@@ -112,17 +107,17 @@ class UnverifiedBundle:
                 hint="copy it again from the medium",
             )
         for offset, expected, what in places.frames():
-            if read_exactly(self._descriptor, offset, len(expected), what) != expected:
+            if read_exactly(self.file, offset, len(expected), what) != expected:
                 raise Corrupt(f"the tar header or padding before {what!r} at byte {offset} differs")
-        bundle = VerifiedBundle(self._path, self._descriptor, manifest, places, signers, digest)
-        self._descriptor = -1
+        bundle = VerifiedBundle(self._path, self.file, manifest, places, signers, digest)
+        self._moved = True
         return bundle
 
     def _area_size(self) -> int:
         """Skip members with our signature names; the first other header must be bundle.json's."""
         position = 0
         while position < min(_MAX_AREA, self._size):
-            block = read_exactly(self._descriptor, position, BLOCK, "signatures")
+            block = read_exactly(self.file, position, BLOCK, "signatures")
             name = block[:100].rstrip(b"\0")
             if name == NAME.encode():
                 break
@@ -147,7 +142,7 @@ class UnverifiedBundle:
         return position
 
     def _manifest_size(self, area_size: int) -> int:
-        block = read_exactly(self._descriptor, area_size, BLOCK, NAME)
+        block = read_exactly(self.file, area_size, BLOCK, NAME)
         size = _size_field(block)
         if not 0 <= size <= MAX_MANIFEST_BYTES or block != header(NAME, size):
             raise Corrupt(f"the tar header of {NAME} at byte {area_size} is not the expected one")
@@ -165,33 +160,35 @@ def _size_field(block: bytes) -> int:
 class VerifiedBundle:
     """A bundle whose signature held: the only source of content on the isolated side.
 
-    ``chunks`` and ``read`` hash what they hand out; ``stream`` and ``descriptor`` are for callers
+    ``chunks`` and ``read`` hash what they hand out; ``stream`` and ``file`` are for callers
     that do so themselves. Safe to use from several threads.
     """
 
     def __init__(
         self,
         path: Path,
-        descriptor: int,
+        file: BundleFile,
         manifest: Manifest,
         places: Layout,
         signers: tuple[str, ...],
         digest: Digest,
     ) -> None:
         self.path = path
+        self.file = file
         self.manifest = manifest
         self.layout = places
         self.signers = signers
         self.digest = digest
         """Digest of bundle.json: the identity of the bundle."""
-        self._descriptor = descriptor
+        self.bases: tuple[VerifiedBundle, ...] = ()
+        """Earlier bundles that have what this one, a delta, leaves out."""
         self._entries = places.by_path()
 
     def close(self) -> None:
-        """Let go of the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Let go of the file, and of those of its bases."""
+        for base in self.bases:
+            base.close()
+        self.file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -199,18 +196,29 @@ class VerifiedBundle:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def descriptor(self) -> int:
-        """The held file descriptor, for ``os.sendfile`` of what was hashed."""
-        return self._descriptor
+    def stand_on(self, bases: Iterable[VerifiedBundle]) -> None:
+        """Find required blobs in earlier bundles, which are closed together with this one."""
+        self.bases = (*self.bases, *bases)
 
-    def stamp(self) -> Stamp:
+    @property
+    def missing(self) -> tuple[Member, ...]:
+        """Blobs that are required and in none of the bases."""
+        return tuple(m for m in self.manifest.required if self.locate(m.path) is None)
+
+    def locate(self, path: str) -> tuple[VerifiedBundle, Entry] | None:
+        """The bundle that has a member, and its place there: this one, or a base for a blob."""
+        for bundle in (self, *self.bases):
+            entry = bundle.find(path)
+            if entry is not None and (bundle is self or path.startswith("blobs/")):
+                return bundle, entry
+        return None
+
+    def stamp(self) -> tuple[FileIdentity, ...]:
         """What tells whether the file was written to since; raises TransferFailed."""
         try:
-            status = os.fstat(self._descriptor)
+            return self.file.identities()
         except OSError as error:
             raise TransferFailed(f"{self.path}: {error.strerror}") from error
-        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def find(self, path: str) -> Entry | None:
         """Place of a member, or None."""
@@ -232,27 +240,28 @@ class VerifiedBundle:
         position = entry.offset + start
         while position < entry.end:
             size = min(CHUNK, entry.end - position)
-            piece = read_exactly(self._descriptor, position, size, entry.member.path)
+            piece = read_exactly(self.file, position, size, entry.member.path)
             position += len(piece)
             yield piece
 
     def read(self, path: str) -> bytes:
         """A small member whole; raises Corrupt when it is missing or its digest differs."""
-        entry = self._entries.get(path)
-        if entry is None:
+        found = self.locate(path)
+        if found is None:
             raise Corrupt(f"the bundle has no member {path!r}")
-        return b"".join(self.chunks(entry))
+        bundle, entry = found
+        return b"".join(bundle.chunks(entry))
 
     def verify_members(
         self, *, threads: int, progress: Callable[[int], None] = lambda _: None
     ) -> list[Corrupt]:
         """Hash all members on ``threads`` threads (6); returns what differs, empty if all held.
 
+        Of the bases only what is required of them is hashed, as is what a delta stands on.
         ``progress`` is told the bytes of each finished piece. Members are handed to the threads
         largest first, so that the last one does not run alone. Memory: 1 MiB a thread.
         """
-        order = sorted(self.layout.entries, key=lambda e: -e.member.size)
-        waiting = iter(order)
+        waiting = iter(sorted(self._all_entries(), key=lambda found: -found[1].member.size))
         found: list[Corrupt] = []
         stop, lock = threading.Event(), threading.Lock()
 
@@ -260,13 +269,13 @@ class VerifiedBundle:
             buffer = bytearray(CHUNK)
             while not stop.is_set():
                 with lock:
-                    entry = next(waiting, None)
+                    bundle, entry = next(waiting, (self, None))
                 if entry is None:
                     return
                 try:
-                    _check_digest(entry, self._hash(entry, buffer, progress, stop))
+                    _check_digest(entry, bundle._hash(entry, buffer, progress, stop))  # noqa: SLF001 (of this class)
                 except Corrupt as error:
-                    found.append(error)
+                    found.append(error if bundle is self else _in_base(bundle, error))
 
         with ThreadPoolExecutor(threads) as pool:
             try:
@@ -276,6 +285,15 @@ class VerifiedBundle:
                 stop.set()
                 raise
         return sorted(found, key=str)
+
+    def _all_entries(self) -> list[tuple[VerifiedBundle, Entry]]:
+        required = (self.locate(member.path) for member in self.manifest.required)
+        return [*((self, e) for e in self.layout.entries), *filter(None, required)]
+
+    @property
+    def content_size(self) -> int:
+        """Bytes that ``verify_members`` hashes."""
+        return sum(entry.member.size for _, entry in self._all_entries())
 
     def _hash(
         self,
@@ -289,7 +307,7 @@ class VerifiedBundle:
         position, end = entry.offset, entry.end
         while position < end and not stop.is_set():
             try:
-                count = os.preadv(self._descriptor, [view[: min(CHUNK, end - position)]], position)
+                count = self.file.read_into(view[: min(CHUNK, end - position)], position)
             except OSError as error:
                 raise Corrupt(
                     f"{entry.member.path}: {error.strerror} at byte {position}"
@@ -300,6 +318,10 @@ class VerifiedBundle:
             position += count
             progress(count)
         return hasher.hexdigest()
+
+
+def _in_base(base: VerifiedBundle, error: Corrupt) -> Corrupt:
+    return Corrupt(f"{base.path}: {error.message}", hint=error.hint)
 
 
 def _check_digest(entry: Entry, found: str) -> None:

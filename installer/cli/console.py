@@ -11,6 +11,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
 DEBUG_VARIABLE = "AIRGAP_DEBUG"
+_SIZE = re.compile(
+    r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,6})?)\s*(?:(?P<unit>[kmgt])(?P<binary>i)?)?b?\Z",
+    re.IGNORECASE,
+)
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 output_option = click.option(
@@ -156,6 +161,26 @@ def size_text(size: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes as people write it: 700MB, 4GiB, 4096; decimal and binary units."""
+
+    name = "size"
+
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it; fails as click does for what is no size, or too small a one."""
+        found = _SIZE.match(str(value))
+        if found is None:
+            self.fail(f"{value!r} is no size: write 4GiB, 700MB or a number of bytes", param, ctx)
+        power = " kmgt".index((found["unit"] or " ").lower())
+        size = int(float(found["number"]) * (1024 if found["binary"] else 1000) ** power)
+        if size < self._least:
+            self.fail(f"{value!r} is less than {self._least} bytes", param, ctx)
+        return size
 
 
 @contextmanager

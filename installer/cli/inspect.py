@@ -9,7 +9,13 @@ import msgspec
 
 from installer.bundle.digest import Digest
 from installer.cli.console import output_option, print_json, print_table, size_text
-from installer.cli.open import bundle_argument, key_option, open_verified
+from installer.cli.open import (
+    bundle_argument,
+    delta_words,
+    key_option,
+    open_verified,
+    required_facts,
+)
 from installer.oci.graph import ImageIndex, read_manifest
 from installer.oci.reference import Reference
 
@@ -32,6 +38,7 @@ def command(bundle: Path, key_file: Path, output: str) -> None:
             document["digest"] = str(verified.digest)
             document["signers"] = list(verified.signers)
             document["bytes"] = verified.layout.size
+            document["requiredBytes"] = required_facts(verified)["bytes"]
             print_json(document)
             return
         _show(verified)
@@ -49,6 +56,8 @@ def _show(verified: VerifiedBundle) -> None:
         f"{', '.join(manifest.platforms)}; bundle.json {verified.digest}; "
         f"signed by {', '.join(signer[:16] for signer in verified.signers)}\n"
     )
+    if words := delta_words(verified):
+        click.echo(f"{words}\n")
     rows = [
         ["chart", f"{c.name} {c.version} (app {c.app_version})", size_text(c.size), c.sha256[:12]]
         for c in manifest.charts
@@ -81,11 +90,11 @@ def _content_size(verified: VerifiedBundle, content: Content) -> int:
             continue
         seen.add(descriptor.digest)
         total += descriptor.size
-        if descriptor.is_manifest and verified.find(descriptor.digest.blob_path):
+        if descriptor.is_manifest and verified.locate(descriptor.digest.blob_path):
             data = verified.read(descriptor.digest.blob_path)
             document = read_manifest(data, descriptor.media_type, str(descriptor.digest))
             if isinstance(document, ImageIndex):
-                waiting += [m for m in document.manifests if verified.find(m.digest.blob_path)]
+                waiting += [m for m in document.manifests if verified.locate(m.digest.blob_path)]
             else:
                 waiting += document.children
     return total

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.bundle.delta import refuse_gaps
 from installer.cli.console import say, size_text
-from installer.cli.open import key_option, open_verified
-from installer.errors import InvalidInput, PreflightFailed, TransferFailed
+from installer.cli.open import base_option, key_option, open_verified
+from installer.errors import InvalidInput, TransferFailed
 from installer.oci.bundle_store import BundleStore
 from installer.serve import BundleServer, parse_listen
 from installer.serve.connection import access_log as access_logger
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _PATH = click.Path(path_type=Path)
-_SHOWN = 5
 _READY = re.compile(rb"https?://[!-~]{1,300}\n\Z")
 _MAX_READY = 512
 
 
 @click.command("serve")
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=_PATH)
+@base_option
 @key_option
 @click.option(
     "--listen", default="127.0.0.1:5000", show_default=True, help="Address; port 0 takes any."
@@ -54,7 +55,7 @@ def command(
     ready_file: Path | None,
     access_log: bool,  # noqa: FBT001 (the same)
 ) -> None:
-    """Serve one or several BUNDLEs (a base and its deltas) as a registry, without unpacking.
+    """Serve one or several BUNDLEs (deltas and what they stand on) as a registry, in place.
 
     Signatures are checked first. Each blob is checked before it goes out for the first time, and
     all of them in the background; /healthz tells how far that is.
@@ -65,9 +66,13 @@ def command(
         _refuse_foreign(ready_file)
     with ExitStack() as stack:
         stack.enter_context(_logged_to_terminal(access=access_log))
-        opened = [stack.enter_context(open_verified(path, key_file)) for path in bundles]
+        opened = [
+            stack.enter_context(open_verified(path, key_file, alone=number > 0))
+            for number, path in enumerate(bundles)
+        ]
         store = BundleStore(*opened)
-        _refuse_gaps(store)
+        for bundle in opened:
+            refuse_gaps(bundle, [m for m in bundle.missing if not store.place(m.digest)])
         server = BundleServer(store, address, tls=tls, plain_http=plain_http)
         ended = stack.enter_context(_end_signals())
         stack.enter_context(server)
@@ -125,17 +130,6 @@ def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
             hint="both as PEM, the chain's first certificate the server's, the key not encrypted",
         ) from error
     return context
-
-
-def _refuse_gaps(store: BundleStore) -> None:
-    missing = store.missing
-    if missing:
-        shown = ", ".join(str(member.digest) for member in missing[:_SHOWN])
-        raise PreflightFailed(
-            f"{len(missing)} blobs that a delta requires are in none of the bundles: {shown}"
-            + (" …" if len(missing) > _SHOWN else ""),
-            hint="give the bundles that it was made against as well: installer serve DELTA BASE",
-        )
 
 
 class _Terminal(logging.Handler):

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.bundle.delta import refuse_gaps
 from installer.cli.console import output_option, print_json, progress, say, size_text
-from installer.cli.open import bundle_argument, key_option, open_verified
+from installer.cli.open import (
+    bundle_argument,
+    delta_words,
+    key_option,
+    open_verified,
+    required_facts,
+)
 from installer.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -30,7 +37,9 @@ def command(bundle: Path, key_file: Path, output: str) -> None:
     start = time.monotonic()
     with open_verified(bundle, key_file) as verified:
         manifest = verified.manifest
-        total = sum(member.size for member in manifest.members)
+        if verified.bases:
+            refuse_gaps(verified)
+        total = verified.content_size
         threads = max(2, len(os.sched_getaffinity(0)))
         with progress("verifying", total) as advance:
             differing = verified.verify_members(threads=threads, progress=advance)
@@ -38,7 +47,12 @@ def command(bundle: Path, key_file: Path, output: str) -> None:
             more = f"\n  and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
             raise Corrupt(
                 f"{len(differing)} of {len(manifest.members)} members differ:\n  "
-                + "\n  ".join(error.message for error in differing[:_SHOWN])
+                + "\n  ".join(
+                    [
+                        *(f"part {told}" for told in verified.file.differing_parts()),
+                        *(error.message for error in differing[:_SHOWN]),
+                    ]
+                )
                 + more,
                 hint="copy the bundle again; if it stays so, the medium is damaged",
             )
@@ -57,6 +71,7 @@ def command(bundle: Path, key_file: Path, output: str) -> None:
                     "bytes": verified.layout.size,
                     "seconds": round(seconds, 3),
                     "verified": True,
+                    "required": required_facts(verified),
                 }
             )
             return
@@ -67,3 +82,5 @@ def command(bundle: Path, key_file: Path, output: str) -> None:
             f"  {len(manifest.members)} members, {size_text(verified.layout.size)}, "
             f"{seconds:.1f} s, bundle.json {verified.digest}"
         )
+        if words := delta_words(verified):
+            say(words)

@@ -63,10 +63,10 @@ class Context:
     def chart_bytes(self, chart: Chart) -> bytes:
         """Give the packaged chart, checked; raises PreflightFailed when a delta lacks it."""
         path = Digest(chart.sha256).blob_path
-        if self.bundle.find(path) is None:
+        if self.bundle.locate(path) is None:
             raise PreflightFailed(
                 f"the bundle lists chart {chart.name} {chart.version} but does not carry it",
-                hint="this bundle is a delta: install from a full one",
+                hint="this bundle is a delta: name the bundle that it stands on with --base",
             )
         return self.bundle.read(path)
 

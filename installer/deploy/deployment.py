@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from installer.bundle.delta import refuse_gaps
 from installer.deploy import databases
 from installer.deploy.acceptance import Acceptance
 from installer.deploy.check import RunningImages
@@ -69,10 +70,10 @@ class Request:
 
 
 class _Verified(msgspec.Struct, frozen=True):
-    """A file in which every byte was found good: which one, and whose signature it is under."""
+    """Files in which every byte was found good: which ones, and whose signature they are under."""
 
     bundle: str
-    file: tuple[int, int, int, int]
+    files: tuple[tuple[int, ...], ...] = ()
 
 
 class VerifyContent:
@@ -88,9 +89,8 @@ class VerifyContent:
         self._file = _VERIFIED_DATABASES if bundle.manifest.only_databases else _VERIFIED
 
     def _mark(self) -> _Verified:
-        status = os.fstat(self._bundle.descriptor)
-        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        return _Verified(str(self._bundle.digest), identity)
+        stamps = [bundle.stamp() for bundle in (self._bundle, *self._bundle.bases)]
+        return _Verified(str(self._bundle.digest), tuple(one for stamp in stamps for one in stamp))
 
     def check(self) -> bool:
         """Whether this very file was checked before; what is used later is hashed again."""
@@ -99,11 +99,11 @@ class VerifyContent:
     def apply(self) -> str:
         """Hash it on all cores; raises Corrupt that names what differs."""
         threads = max(2, len(os.sched_getaffinity(0)))
-        total = sum(member.size for member in self._bundle.manifest.members)
-        with self._meter("verifying", total) as advance:
+        with self._meter("verifying", self._bundle.content_size) as advance:
             differing = self._bundle.verify_members(threads=threads, progress=advance)
         if differing:
-            listed = "\n  ".join(error.message for error in differing[:_SHOWN])
+            parts = [f"part {told}" for told in self._bundle.file.differing_parts()]
+            listed = "\n  ".join([*parts, *(error.message for error in differing[:_SHOWN])])
             raise Corrupt(
                 f"{len(differing)} members of the bundle differ:\n  {listed}",
                 hint="copy the bundle again; nothing was installed",
@@ -117,7 +117,7 @@ def plan(request: Request) -> list[Planned]:
 
     Raises what a run would refuse before its first change.
     """
-    _check_history(request)
+    _refuse_early(request)
     if request.bundle.manifest.only_databases:
         databases.check_site(request)
         return look(_steps_of_databases(request))
@@ -128,7 +128,7 @@ def plan(request: Request) -> list[Planned]:
 
 def run(request: Request, observer: Observer) -> Report:
     """Bring the site to what the bundle and site.yaml say; raises an AirgapError."""
-    _check_history(request)
+    _refuse_early(request)
     state, manifest = request.state, request.bundle.manifest
     if manifest.only_databases:
         databases.check_site(request)
@@ -167,6 +167,15 @@ def _steps_of_databases(request: Request) -> list[Step]:
     return [verify, seed, *_readable(request), *scanners, *hosting(request)]
 
 
+def _refuse_early(request: Request) -> None:
+    """Refuse an old bundle and a delta that lacks something: its programs are not even copied."""
+    _check_history(request)
+    if request.bundle.manifest.only_databases:
+        refuse_gaps(request.bundle)
+    else:
+        seed_of(request).refuse_gaps()
+
+
 def _check_history(request: Request) -> None:
     request.state.check_history(
         request.bundle.manifest,
@@ -180,13 +189,13 @@ def preflight(request: Request, *, pull: bool = False) -> tuple[Check, ...]:
 
     Raises for a bundle that may not be used here, whose programs are then not executed.
     """
-    _check_history(request)
+    _refuse_early(request)
     with looking(request.bundle, request.site, request.state) as context:
-        return examine(context, partial(_release, context), _seed(request), pull=pull).checks
+        return examine(context, partial(_release, context), seed_of(request), pull=pull).checks
 
 
 def _preflight(request: Request, context: Context) -> ClusterInfo:
-    found = examine(context, partial(_release, context), _seed(request))
+    found = examine(context, partial(_release, context), seed_of(request))
     for check in found.checks:
         if check.state == "warning":
             request.warn(check)
@@ -211,7 +220,8 @@ def _releases(
     return [_release(context, release, cluster) for release in context.site.releases]
 
 
-def _seed(request: Request) -> ServeBundle | PushBundle:
+def seed_of(request: Request) -> ServeBundle | PushBundle:
+    """The way in which nodes get the bundle's images at this site."""
     bundle, site = request.bundle, request.site
     if site.seed.serve is not None:
         how = {"command": request.command, "key": request.key}
@@ -224,7 +234,7 @@ def _seed(request: Request) -> ServeBundle | PushBundle:
 def steps_of(request: Request, context: Context, cluster: ClusterInfo) -> Sequence[Step]:
     """All steps of a run, in order; ``installer undo`` takes those that it needs as well."""
     bundle, site, state = request.bundle, request.site, request.state
-    seed = _seed(request)
+    seed = seed_of(request)
     releases = _releases(context, cluster)
     harbors = [harbor for _, harbor in releases if harbor is not None]
     namespaces = {release.namespace: None for release, _ in releases}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from installer.bundle.catalog import catalog
+from installer.bundle.delta import descriptors, refuse_gaps
 from installer.deploy.plan import unmeasured
 from installer.errors import AirgapError, InvalidInput
 from installer.oci.auth import Credentials
@@ -47,6 +49,28 @@ class PushBundle:
         """Certificates that the registry is checked with, None for the system's."""
         return read_file(Path(self._push.ca)) if self._push.ca else None
 
+    def refuse_gaps(self) -> None:
+        """Raise PreflightFailed for what a delta requires and neither bases nor registry have.
+
+        Raises TransferFailed when the registry can't be asked.
+        """
+        missing = {member.digest: member for member in self._bundle.missing}
+        if not missing:
+            return
+        wanted = [
+            (item.target_repository, descriptor)
+            for item in self._items()
+            for descriptor in descriptors(self._bundle, item.root)
+            if descriptor.digest in missing
+        ]
+        with self._registry() as registry, ThreadPoolExecutor(_THREADS) as pool:
+            there = list(pool.map(lambda asked: registry.exists(*asked), wanted))
+        unknown = missing.keys() - {descriptor.digest for _, descriptor in wanted}
+        lacking = unknown | {
+            d.digest for (_, d), held in zip(wanted, there, strict=True) if not held
+        }
+        refuse_gaps(self._bundle, [missing[digest] for digest in sorted(lacking)])
+
     def preflight(self) -> None:
         """Refuse a password file that can't be used; raises InvalidInput."""
         self._login()
@@ -70,7 +94,7 @@ class PushBundle:
 
     def apply(self) -> str:
         """Copy what is missing; raises TransferFailed, and goes on when run again."""
-        total = sum(member.size for member in self._bundle.manifest.members)
+        total = self._bundle.content_size
         with self._registry() as registry, self._meter("pushing", total) as advance:
             store = BundleStore(self._bundle)
             done = copy(store, registry, self._items(), threads=_THREADS, progress=advance)

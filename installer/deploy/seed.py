@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from installer.bundle.delta import refuse_gaps
 from installer.deploy import daemon, systemd
 from installer.errors import DeploymentFailed, PreflightFailed
 from installer.site.authority import ensure_certificates, leaf_is_good, utc_now
@@ -42,10 +43,11 @@ class _Bundle(msgspec.Struct):
 
 
 class ServedBundle(msgspec.Struct, frozen=True):
-    """A bundle that is served: its path on this machine and its digest."""
+    """A bundle that is served: its path on this machine, its digest, and what it stands on."""
 
     path: str
     digest: str
+    bases: tuple[ServedBundle, ...] = ()
 
 
 class _Health(msgspec.Struct):
@@ -92,6 +94,11 @@ class ServeBundle:
         """Certificate of the authority that signed the server's, None without TLS."""
         return read_file(self._folder / "ca.crt") if self._serve.tls else None
 
+    def refuse_gaps(self) -> None:
+        """Raise PreflightFailed when a delta's bases lack something that it requires."""
+        if not isinstance(self._bundle, ServedBundle):
+            refuse_gaps(self._bundle)
+
     def preflight(self) -> None:
         """Refuse what can't be served, before anything is changed.
 
@@ -130,7 +137,7 @@ class ServeBundle:
         if read_file(folder / "release.pub") != self._key:
             (folder / DATABASES).unlink(missing_ok=True)  # another key signed it
         write_file(folder / "release.pub", self._key)
-        mine = ServedBundle(str(Path(self._bundle.path).absolute()), str(self._bundle.digest))
+        mine = _served(self._bundle)
         self._state.write(SERVED, mine)
         if self._serve.tls:
             host = split_address(self._serve.address)[0]
@@ -154,7 +161,13 @@ class ServeBundle:
                     "machine?",
                 )
             time.sleep(_PAUSE)
-        return f"{self._bundle.path} is served from where it is: leave it there"
+        paths = " and ".join(str(b.path) for b in (self._bundle, *self._bundle.bases))
+        verb, where = (
+            ("are", "where they are: leave them")
+            if self._bundle.bases
+            else ("is", "where it is: leave it")
+        )
+        return f"{paths} {verb} served from {where} there"
 
     def _arguments(self) -> list[str]:
         arguments = [
@@ -162,6 +175,7 @@ class ServeBundle:
             "serve",
             str(Path(self._bundle.path).absolute()),
             *([str(self._folder / DATABASES)] if self._databases() else []),
+            *(f"--base={Path(base.path).absolute()}" for base in self._bundle.bases),
             f"--key={self._folder / 'release.pub'}",
             f"--listen={self._serve.listen}",
         ]
@@ -192,7 +206,8 @@ class ServeBundle:
         return kept.digest if kept and (self._folder / DATABASES).is_file() else ""
 
     def _digests(self) -> set[str]:
-        return {str(self._bundle.digest), self._databases()} - {""}
+        mine = {str(bundle.digest) for bundle in (self._bundle, *self._bundle.bases)}
+        return mine | {self._databases()} - {""}
 
     def _served(self) -> set[str]:
         """Digests of the bundles that are served at the address as nodes see it."""
@@ -205,3 +220,8 @@ class ServeBundle:
         except (NotAnswering, msgspec.DecodeError, UnicodeDecodeError):
             return set()
         return {bundle.digest for bundle in health.bundles} if answer.good else set()
+
+
+def _served(bundle: VerifiedBundle | ServedBundle) -> ServedBundle:
+    bases = tuple(_served(base) for base in bundle.bases)
+    return ServedBundle(str(Path(bundle.path).absolute()), str(bundle.digest), bases)

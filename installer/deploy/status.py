@@ -350,7 +350,8 @@ def _serve(context: Context, serve: Serve, now: datetime) -> Iterator[Line]:
     served = ", ".join(f"{b.name} serial {b.serial} ({b.digest[:_SHORT]})" for b in health.bundles)
     beside = context.state.read(f"seed/{DATABASES}.json", ServedBundle)
     digests = {bundle.digest for bundle in health.bundles} - {beside.digest if beside else ""}
-    mine = digests == {str(context.bundle.digest)}
+    bundles = (context.bundle, *context.bundle.bases)
+    mine = digests == {str(bundle.digest) for bundle in bundles}
     text = f"{url} serves {served or 'nothing'}" + ("" if mine else ", not this bundle")
     yield Line("seed registry", "answer", "ok" if mine else "warning", text, "" if mine else _RUN)
     if bad := health.check.failed:

@@ -70,7 +70,8 @@ class Toolbox:
         for name, tool in self._tools.items():
             path = self._folder / name
             if not _is(path, tool):
-                write_file(path, self._bundle.chunks(self._entry(tool)), mode=_EXECUTABLE)
+                bundle, entry = self._place(tool)
+                write_file(path, bundle.chunks(entry), mode=_EXECUTABLE)
         return ""
 
     def _find(self, name: str) -> Tool:
@@ -83,14 +84,14 @@ class Toolbox:
             hint="list it among `tools` of the bundle's spec, for the machine that installs",
         )
 
-    def _entry(self, tool: Tool) -> Entry:
-        entry = self._bundle.find(Digest(tool.sha256).blob_path)
-        if entry is None:
+    def _place(self, tool: Tool) -> tuple[VerifiedBundle, Entry]:
+        found = self._bundle.locate(Digest(tool.sha256).blob_path)
+        if found is None:
             raise PreflightFailed(
                 f"the bundle lists {tool.name} but does not carry it",
-                hint="this bundle is a delta: install from a full one",
+                hint="this bundle is a delta: name the bundle that it stands on with --base",
             )
-        return entry
+        return found
 
 
 def _is(path: Path, tool: Tool) -> bool:

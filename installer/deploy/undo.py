@@ -16,7 +16,7 @@ import msgspec
 
 from installer.deploy.cluster import ClusterInfo
 from installer.deploy.context import looking, working
-from installer.deploy.deployment import Request, steps_of
+from installer.deploy.deployment import Request, seed_of, steps_of
 from installer.deploy.dump import login_of, programs, statements
 from installer.deploy.plan import Report, execute, look
 from installer.deploy.read_only import LiftReadOnly
@@ -65,6 +65,7 @@ def find(request: Request, key: str = "") -> Return | None:
     request.state.check_history(
         request.bundle.manifest, channel=request.site.channel, allow_downgrade=True
     )
+    seed_of(request).refuse_gaps()
     begun = request.state.read(UNDO, Undoing)
     harbors = {r.key: r for r in request.site.releases if r.harbor is not None}
     if begun is not None and key in ("", begun.key):

@@ -65,13 +65,15 @@ class _Kind(msgspec.Struct, rename="camel"):
 class BundleStore:
     """Read the content of verified bundles by repository and descriptor (a ReadableStore).
 
-    Raises Corrupt when a manifest in a bundle differs from its digest. The bundles stay the
-    caller's to close.
+    What a delta stands on belongs to it. Raises Corrupt when a manifest in a bundle differs from
+    its digest. The bundles stay the caller's to close.
     """
 
     def __init__(self, *bundles: VerifiedBundle) -> None:
+        # As keys, since two deltas may stand on one bundle.
+        everything = dict.fromkeys(b for bundle in bundles for b in (bundle, *bundle.bases))
         self.bundles = tuple(
-            sorted(bundles, key=lambda b: (b.manifest.serial, b.manifest.created), reverse=True)
+            sorted(everything, key=lambda b: (b.manifest.serial, b.manifest.created), reverse=True)
         )
         self._repositories: dict[str, _Repository] = {}
         self._paths: set[str] = set()

@@ -6,9 +6,10 @@ requests rather than a Session, because a Session does three things that must no
 reads ``~/.netrc``, keeps cookies (Harbor then wants a CSRF token), and follows redirects on its
 own. Redirects are followed here, and Authorization stays with the origin that it was given for.
 
-Idempotent requests are repeated by urllib3's Retry: with backoff and jitter, as Retry-After says,
-a bounded number of times. Whatever fails in the end says which host, which artefact, which status,
-and what the registry itself said. URLs stay out of messages: signed ones are secrets.
+A request is sent once; ``Patience.persist`` repeats what may be repeated: with backoff and jitter,
+as Retry-After says, a bounded number of times, and each time said to whoever listens. Whatever
+fails in the end says which host, which artefact, which status, what the registry itself said, and
+how often it was tried. URLs stay out of messages: signed ones are secrets.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
     from typing import Self
 
     import requests
-    from urllib3.util import Retry
 
     from installer.oci.hosts import Endpoint
+
+    Notice = Callable[["Retry"], object]
+
+T = TypeVar("T")
 
 CHUNK = 1 << 20
 """Bytes read and written at a time."""
@@ -54,6 +58,8 @@ _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BUSY = (429, 500, 502, 503, 504)
 _CONNECTIONS = 32
+_LONGEST_PAUSE = 10.0
+"""Seconds: a server that was away is found again not much later than it is back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,32 +67,89 @@ class Patience:
     """How long to wait and how often to try again; times in seconds.
 
     ``read`` is the silence after which a connection counts as dead. ``backoff`` doubles with each
-    attempt. A server that asks for more than ``longest`` is not waited for.
+    attempt. A server that asks for more than ``longest`` is not waited for. One that is away is
+    asked until ``attempts`` are used up and ``outage`` has passed. So a server that accepts
+    connections and stays silent is given up after ``attempts`` times ``read`` and the pauses.
     """
 
     connect: float = 10
-    read: float = 60
+    read: float = 30
     attempts: int = 5
     backoff: float = 0.5
     longest: float = 60
+    outage: float = 0
+    sleep: Callable[[float], object] = time.sleep
+    clock: Callable[[], float] = time.monotonic
 
     def pause(self, attempt: int) -> float:
         """Seconds to wait after the given failed attempt (counted from 1), with jitter."""
         import random  # noqa: PLC0415  # rarely needed
 
         spread = 0.5 + random.random()  # noqa: S311  # keeps clients apart, protects nothing
-        return min(self.longest, self.backoff * 2.0 ** (attempt - 1) * spread)
+        return min(_LONGEST_PAUSE, self.backoff * 2.0 ** min(attempt - 1, 30) * spread)
+
+    def persist(self, action: Callable[[], T], notice: Notice | None = None) -> T:
+        """Do it, again while Unavailable is raised and patience lasts; says then what was tried.
+
+        ``notice`` is told of each failure before the pause that follows it.
+        """
+        began, attempt = self.clock(), 1
+        while True:
+            try:
+                return action()
+            except Unavailable as error:
+                # A connection that was kept too long says nothing about the server.
+                hasty = attempt == 1 and not error.status
+                pause = 0.0 if hasty else max(error.retry_after, self.pause(attempt))
+                gone = self.clock() - began
+                spent = attempt >= self.attempts and gone >= self.outage
+                if attempt >= self.attempts:
+                    pause = max(error.retry_after, min(pause, self.outage - gone))
+                if spent or error.retry_after > self.longest:
+                    if attempt > 1:
+                        error.add(f"; tried {attempt} times in {gone:.0f} s")
+                    raise
+                if notice is not None and not hasty:
+                    notice(Retry(error.host, error.message, attempt, pause))
+            self.sleep(pause)
+            attempt += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A failed attempt that is followed by another after ``pause`` seconds."""
+
+    host: str
+    reason: str
+    attempt: int
+    pause: float
 
 
 class Unavailable(TransferFailed):
     """Connection, 429 or 5xx: another attempt or another endpoint may do.
 
-    ``retry_after`` is how many seconds the server asked to wait (0: it said nothing).
+    ``host`` is who was asked, ``status`` its answer (0: none), ``retry_after`` how many seconds it
+    asked to wait (0: it said nothing).
     """
 
-    def __init__(self, message: str, *, hint: str = "", retry_after: float = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        host: str = "",
+        status: int = 0,
+        retry_after: float = 0,
+    ) -> None:
         super().__init__(message, hint=hint)
+        self.host = host
+        self.status = status
         self.retry_after = retry_after
+
+    def add(self, words: str) -> None:
+        """Say more at the end of the message."""
+        self.message += words
+        self.args = (self.message,)
 
 
 class BrokenOff(Unavailable):
@@ -161,6 +224,7 @@ class Answer:
             raise BrokenOff(
                 f"{self._what}: the connection broke off after {seen} bytes: {cause_of(error)}",
                 hint="run it again: what is complete is kept",
+                host=urlsplit(self.url).netloc,
             ) from error
 
     def read(self, limit: int) -> bytes:
@@ -206,7 +270,7 @@ class Client:
         self._origin = _origin(endpoint.api)
         self._authority = Authority(credentials, self._token)
         self._settings: dict[str, dict[str, Any]] = {}
-        self._adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=_retries(self.patience))
+        self._adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS)
 
     def close(self) -> None:
         """Close every connection."""
@@ -291,7 +355,7 @@ class Client:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
-            raise _unreachable(error, self._at(url, what)) from error
+            raise _unreachable(error, self._at(url, what), urlsplit(url).netloc) from error
         return Answer(response, self._at(url, what))
 
     def _at(self, url: str, what: str) -> str:
@@ -376,7 +440,10 @@ class Client:
             hint = "the registry has trouble: see its log, and run it again"
             if status == HTTPStatus.TOO_MANY_REQUESTS:
                 hint = "the registry limits requests: log in, or use a mirror"
-            return Unavailable(message, hint=asked + hint, retry_after=wait)
+            host = urlsplit(answer.url).netloc
+            return Unavailable(
+                message, hint=asked + hint, host=host, status=status, retry_after=wait
+            )
         if status == HTTPStatus.BAD_REQUEST and "HTTPS server" in words:
             return TransferFailed(
                 message, hint=f"it speaks TLS: write https://{self.endpoint.host} as its endpoint"
@@ -444,27 +511,33 @@ def _seconds(retry_after: str) -> float:
         return 0.0
 
 
-def _unreachable(error: Exception, what: str) -> TransferFailed:
+def _unreachable(error: Exception, what: str, host: str) -> TransferFailed:
     """Say why no answer came; never with the URL, which may be a signed one."""
     import requests  # noqa: PLC0415  # loaded by the client
 
     cause = cause_of(error)
     message = f"{what}: {cause}"
     if isinstance(error, requests.exceptions.ProxyError):
-        return Unavailable(message, hint="check HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
+        return Unavailable(message, hint="check HTTPS_PROXY, HTTP_PROXY and NO_PROXY", host=host)
     if isinstance(error, requests.exceptions.SSLError):
         if "CERTIFICATE_VERIFY_FAILED" in cause:
             hint = "name its CA file as `ca` of this host in registries.yaml"
         elif any(word in cause for word in ("WRONG_VERSION_NUMBER", "RECORD_LAYER", "TOO_LONG")):
             hint = "it seems to speak plain HTTP: write its endpoint with http://"
+        elif "EOF" in cause:  # it hung up in the handshake, as one does that is starting
+            return Unavailable(message, hint="check the registry's TLS", host=host)
         else:
             hint = "check certificate and TLS version of the registry"
         return TransferFailed(message, hint=hint)
     if isinstance(error, requests.Timeout):
-        return Unavailable(f"{what}: no answer: {cause}", hint="check network and proxy")
+        hint = "check network and proxy"
+        return Unavailable(f"{what}: no answer: {cause}", hint=hint, host=host)
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return TransferFailed(f"{what}: not a URL")
-    return Unavailable(message, hint="check that the registry runs and can be reached from here")
+    hint = "check that the registry runs and can be reached from here"
+    if "Name or service" in cause or "name resolution" in cause:
+        hint = "its name can't be looked up: check the spelling, and the name server (DNS)"
+    return Unavailable(message, hint=hint, host=host)
 
 
 def _check_client_certificate(host: str, cert: Path, key: Path | None) -> None:
@@ -502,47 +575,3 @@ def _user_agent() -> str:
     except importlib.metadata.PackageNotFoundError:
         version = "0"
     return f"harbor-airgap/{version}"
-
-
-def _retries(patience: Patience) -> Retry:
-    from urllib3.exceptions import (  # noqa: PLC0415  # loaded with the client
-        MaxRetryError,
-        ReadTimeoutError,
-        ResponseError,
-        SSLError,
-    )
-    from urllib3.util import Retry as Base  # noqa: PLC0415
-
-    class Bounded(Base):
-        """Gives up at once where waiting can't help."""
-
-        def increment(
-            self,
-            method: str | None = None,
-            url: str | None = None,
-            response: Any = None,
-            error: Exception | None = None,
-            *rest: Any,
-            **more: Any,
-        ) -> Self:
-            """Refuse another attempt for a bad certificate, a silent server, and a long wait."""
-            if isinstance(error, (SSLError, ReadTimeoutError)):
-                raise error
-            asked = response.headers.get("Retry-After", "") if response is not None else ""
-            if _seconds(asked) > patience.longest:
-                pool = more.get("_pool") or (rest[0] if rest else None)
-                raise MaxRetryError(pool, url, ResponseError("asks to wait too long"))  # type: ignore[arg-type]  # as urllib3 does
-            return super().increment(method, url, response, error, *rest, **more)
-
-    return Bounded(
-        total=patience.attempts,
-        connect=min(2, patience.attempts),
-        read=patience.attempts,
-        redirect=False,
-        allowed_methods=frozenset({"GET", "HEAD"}),
-        status_forcelist=_BUSY,
-        backoff_factor=patience.backoff,
-        backoff_max=patience.longest,
-        backoff_jitter=patience.backoff,
-        raise_on_status=False,
-    )

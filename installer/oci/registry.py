@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
@@ -32,14 +32,14 @@ from installer.oci.graph import (
     read_manifest,
 )
 from installer.oci.hosts import RegistryHosts
-from installer.oci.http import BrokenOff, Client, Patience, Unavailable, Upload
+from installer.oci.http import BrokenOff, Client, Patience, Retry, Unavailable, Upload
 from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Self
 
-    from installer.oci.http import Answer
+    from installer.oci.http import Answer, Notice
 
 T = TypeVar("T")
 
@@ -59,7 +59,8 @@ class RegistryStore:
 
     ``hosts`` says where the host is reached. ``credentials`` is one login for its first endpoint,
     or a function that finds the login for the host that an endpoint names. ``environment`` says
-    whether proxies and CA certificates that it names are used.
+    whether proxies and CA certificates that it names are used. ``notice`` is told of failures that
+    are followed by another attempt.
     """
 
     def __init__(
@@ -70,8 +71,11 @@ class RegistryStore:
         *,
         patience: Patience | None = None,
         environment: bool = True,
+        notice: Notice | None = None,
     ) -> None:
         self.host = host
+        # Known by the name that images have, whichever mirror it was.
+        self._notice: Notice | None = notice and (lambda r: notice(replace(r, host=host)))
         endpoints = (hosts or RegistryHosts()).endpoints(host)
         first = endpoints[0].host
 
@@ -245,8 +249,8 @@ class RegistryStore:
             lambda: _held_back(verified(content(), descriptor.digest, descriptor.size, what)),
             descriptor.size,
         )
-        self._persist(
-            lambda: self._push_blob(repository, descriptor, upload, mount_from, what), Unavailable
+        self._patience.persist(
+            lambda: self._push_blob(repository, descriptor, upload, mount_from, what), self._notice
         )
 
     def tag(self, repository: str, descriptor: Descriptor, manifest: bytes, tag: str) -> None:
@@ -336,7 +340,7 @@ class RegistryStore:
 
         if len(data) > MAX_MANIFEST_BYTES:
             raise Corrupt(f"{what}: manifest of {len(data)} bytes is over {MAX_MANIFEST_BYTES}")
-        if not self._persist(put, Unavailable) and b'"subject"' in data:
+        if not self._patience.persist(put, self._notice) and b'"subject"' in data:
             self._list_referrer(repository, media_type, data, what)
 
     def _list_referrer(self, repository: str, media_type: str, data: bytes, what: str) -> None:
@@ -369,7 +373,7 @@ class RegistryStore:
     def _chunks(
         self, repository: str, descriptor: Descriptor, start: int, what: str
     ) -> Iterator[bytes]:
-        position, failed = start, 0
+        position, failed, began = start, 0, self._patience.clock()
         while True:
             before = position
             opening = partial(
@@ -390,11 +394,22 @@ class RegistryStore:
             else:
                 if position == descriptor.size:
                     return
-                broken = BrokenOff(f"{what}: ended after {position} of {descriptor.size} bytes")
-            failed = 1 if position > before else failed + 1
+                broken = BrokenOff(
+                    f"{what}: ended after {position} of {descriptor.size} bytes",
+                    host=urlsplit(answer.url).netloc,
+                )
+            if position > before:
+                failed, began = 1, self._patience.clock()
+            else:
+                failed += 1
             if failed >= self._patience.attempts:
+                gone = self._patience.clock() - began
+                broken.add(f"; tried {failed} times in {gone:.0f} s without another byte")
                 raise broken
-            time.sleep(self._patience.pause(failed))
+            pause = self._patience.pause(failed)
+            if self._notice is not None:
+                self._notice(Retry(broken.host, broken.message, failed, pause))
+            self._patience.sleep(pause)
 
     def _open(
         self, client: Client, repository: str, descriptor: Descriptor, start: int, what: str
@@ -443,7 +458,7 @@ class RegistryStore:
                     n: answer.headers.get(n, "") for n in names
                 }
 
-        return self._persist(lambda: self._first(get), BrokenOff)
+        return self._first(get)
 
     def _held(
         self, client: Client, repository: str, descriptor: Descriptor, what: str, actions: str
@@ -484,12 +499,16 @@ class RegistryStore:
                 del self._manifests[next(iter(self._manifests))]
 
     def _first(self, action: Callable[[Client], T]) -> T:
+        """Do it with an endpoint that answers and has it, as often as patience allows."""
+        return self._patience.persist(lambda: self._once(action), self._notice)
+
+    def _once(self, action: Callable[[Client], T]) -> T:
         """Do it with the first endpoint that answers and has it; those that are down come last.
 
         Of several failures that of the last endpoint in the person's order is raised: a mirror may
         lack what the registry itself has, but not the other way round.
         """
-        now = time.monotonic()
+        now = self._patience.clock()
         failures: dict[Client, TransferFailed] = {}
         for client in sorted(self._clients, key=lambda c: self._down.get(c, 0.0) > now):
             try:
@@ -497,26 +516,13 @@ class RegistryStore:
             except (Unavailable, NotFound) as error:
                 failures[client] = error
                 if isinstance(error, Unavailable) and len(self._clients) > 1:
-                    self._down[client] = time.monotonic() + _DOWN_FOR
+                    self._down[client] = self._patience.clock() + _DOWN_FOR
         last = failures.pop(self._clients[-1])
         if failures:
             others = "; ".join(error.message for error in failures.values())
             last.message = f"{last.message}; and {others}"
             last.args = (last.message,)
         raise last
-
-    def _persist(self, action: Callable[[], T], on: type[Unavailable]) -> T:
-        """Do it again after a pause when ``on`` is raised, as often as patience allows."""
-        attempt = 1
-        while True:
-            try:
-                return action()
-            except on as error:
-                pause = max(error.retry_after, self._patience.pause(attempt))
-                if attempt >= self._patience.attempts or pause > self._patience.longest:
-                    raise
-            time.sleep(pause)
-            attempt += 1
 
 
 class _Listing(msgspec.Struct):

@@ -25,8 +25,9 @@ from installer.errors import Corrupt, Interrupted, TransferFailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from installer.bundle.archive import Stamp, VerifiedBundle
+    from installer.bundle.archive import VerifiedBundle
     from installer.bundle.layout import Entry
+    from installer.bundle.parts import FileIdentity
 
     _Key = tuple[VerifiedBundle, str]  # by object: two copies of one bundle are two files
 
@@ -118,7 +119,7 @@ class ContentCheck:
         if verdict is not None:
             raise Corrupt(verdict.message, hint=verdict.hint)
 
-    def _look(self, bundle: VerifiedBundle) -> Stamp:
+    def _look(self, bundle: VerifiedBundle) -> tuple[FileIdentity, ...]:
         """Drop what is known about a file that was written to since; under ``_turn``."""
         stamp = bundle.stamp()
         if stamp != self._stamps[bundle]:

@@ -8,7 +8,6 @@ reader, between requests.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import select
 import socket
@@ -24,6 +23,7 @@ from installer.serve.registry import Answer, ReadOnlyRegistry, error_answer, fai
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from installer.bundle.parts import BundleFile
     from installer.serve.registry import Span
 
 log = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ class Connection(BaseHTTPRequestHandler):
         send = self._send_plain if self._plain else self._send_tls
         position, end, start = span.offset, span.offset + span.size, time.monotonic()
         while position < end:
-            sent = send(span.bundle.descriptor, position, end - position)
+            sent = send(span.bundle.file, position, end - position)
             if not sent:
                 log.error("%s: the file ends at byte %d", span.bundle.path, position)
                 return False
@@ -250,18 +250,18 @@ class Connection(BaseHTTPRequestHandler):
                 raise TimeoutError("the client is too slow")
         return True
 
-    def _send_plain(self, descriptor: int, position: int, count: int) -> int:
+    def _send_plain(self, file: BundleFile, position: int, count: int) -> int:
         while True:
             try:
-                return os.sendfile(self.connection.fileno(), descriptor, position, count)
+                return file.send(self.connection.fileno(), position, count)
             except BlockingIOError:
                 poll = select.poll()
                 poll.register(self.connection, select.POLLOUT)
                 if not poll.poll(STALL_SECONDS * 1000):
                     raise TimeoutError("the client takes nothing") from None
 
-    def _send_tls(self, descriptor: int, position: int, count: int) -> int:
-        piece = os.pread(descriptor, min(count, _TLS_PIECE), position)
+    def _send_tls(self, file: BundleFile, position: int, count: int) -> int:
+        piece = file.read(min(count, _TLS_PIECE), position)
         self.connection.sendall(piece)
         return len(piece)
 

@@ -15,7 +15,10 @@ from tests.bench.report import document, machine, markdown
 from tests.bench.workload import SIZE
 from tests.programs import ProgramMissing
 
-_PARTS = ("create", "verify", "serve", "push")
+_PARTS = (
+    *("create", "create_large", "create_small", "verify", "serve", "push"),
+    *("kills", "line", "lock", "many", "again"),  # the last changes the work load
+)
 _QUICK_BYTES = 100_000_000
 
 
@@ -43,7 +46,7 @@ def _arguments() -> argparse.Namespace:
         "--folder",
         type=Path,
         default=Path("build"),
-        help="on the disk that is meant; needs 12 GB, 1 GB with --quick (default: build)",
+        help="on the disk that is meant; needs 30 GB, 1 GB with --quick (default: build)",
     )
     parser.add_argument(
         "--patience",

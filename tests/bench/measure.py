@@ -1,4 +1,4 @@
-"""The four measurements: create, verify, serve and push, each contender as often as was asked.
+"""The measurements, each contender as often as was asked.
 
 Before every single run everything dirty is written out, so that nobody pays for another's writes;
 page caches are warm unless the measurement says otherwise. What a contender made is checked after
@@ -8,12 +8,14 @@ it, outside the measured time: a tool that leaves something out is not a fast on
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
 import subprocess
 import tarfile
 import time
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
@@ -35,9 +37,10 @@ from tests.bench.account import (
 )
 from tests.bench.peers import BIN, Inputs
 from tests.bench.registry import registry
-from tests.bench.workload import Workload, publish, write_spec
+from tests.bench.synthetic import synthetic
+from tests.bench.workload import Workload, publish, publish_small, push_again, write_spec
 from tests.integration.servers import debian
-from tests.programs import ProgramMissing
+from tests.programs import ProgramMissing, go_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +50,13 @@ if TYPE_CHECKING:
     from tests.bench.registry import Registry
 
 CLIENTS = 4
+REUSE, SINCE, COPY = "bundler build --reuse", "bundler build --since", "cp of the bundle"
+LOCK, CRANE_DIGEST = "bundler lock", "crane digest, one after the other"
+_AREA = 64 * 1024
+"""Bytes of the signatures, which differ each time."""
+_START = 0.4
+_KILL_SPAN = 0.3
+_CONNECTIONS = 4
 OURS = "bundler build"
 ORAS, ORAS_SIGNED, SKOPEO, CRANE = "oras, unsigned", "oras", "skopeo", "crane"
 VERIFY, VERIFY_COLD = "installer verify", "installer verify, cold"
@@ -112,9 +122,10 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _prepare(self, inputs: Path) -> Inputs:
+    def _prepare(self, inputs: Path, workload: Workload | None = None) -> Inputs:
         """Spec, lock and keys: none of them is measured."""
-        spec, registries = write_spec(self.workload, inputs, self._upstream.url)
+        workload = workload or self.workload
+        spec, registries = write_spec(workload, inputs, self._upstream.url)
         passphrase, key, plain = inputs / "passphrase", inputs / "release.key", inputs / "plain.pem"
         passphrase.write_text("correct horse battery staple\n")
         passphrase.chmod(0o600)
@@ -124,9 +135,7 @@ class Bench:
         self._run(openssl, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", plain)
         self._run(openssl, "ec", "-in", plain, "-pubout", "-out", public)
         self._run(BIN / "bundler", "lock", spec, "--registry-config", registries)
-        return Inputs(
-            self.workload.items, self._upstream.host, spec, registries, key, passphrase, plain
-        )
+        return Inputs(workload.items, self._upstream.host, spec, registries, key, passphrase, plain)
 
     def _run(self, *command: str | Path) -> None:
         run(command, {"AIRGAP_CACHE_DIR": str(self._folder / "cache")})
@@ -172,23 +181,30 @@ class Bench:
         self._rotate(measured, {name: partial(self._create, make) for name, make in makers.items()})
         return [measured]
 
-    def _create(self, make: Callable[[Inputs, Path], Plan], keep: Path | None = None) -> Cost:
-        plan = make(self._given, folder := self._fresh())
+    def _create(
+        self,
+        make: Callable[[Inputs, Path], Plan],
+        keep: Path | None = None,
+        given: Inputs | None = None,
+        workload: Workload | None = None,
+    ) -> Cost:
+        plan = make(given or self._given, folder := self._fresh())
         before = self._upstream.requests()
         cost = metered(plan.steps, folder, plan.environment)
         settling = settle()
-        self._check_content(plan.result)
+        self._check_content(plan.result, workload or self.workload)
         size = plan.result.stat().st_size
         if keep is not None:
             plan.result.rename(keep)
         asked = self._upstream.requests() - before
         return replace(cost, settle=settling, requests=asked, result=size)
 
-    def _check_content(self, path: Path) -> None:
+    def _check_content(self, path: Path, workload: Workload) -> None:
         with tarfile.open(path) as archive:
             found = {name.rpartition("/")[2] for name in archive.getnames()}
         # The chart is a file to us, so that it has another manifest there.
-        wanted = {d for i in (*self.workload.images, self.workload.database) for d in i.digests}
+        carried = (*workload.images, *filter(None, [workload.database]))
+        wanted = {digest for item in carried for digest in item.digests}
         if missing := [d for d in wanted if d.removeprefix("sha256:") not in found]:
             raise BenchFailed(f"{path.name}: {len(missing)} of {len(wanted)} blobs are missing")
 
@@ -205,6 +221,191 @@ class Bench:
     @property
     def _public(self) -> Path:
         return self._given.key.with_suffix(".pub")
+
+    def create_large(self) -> list[Measurement]:
+        """The same with 4 GB."""
+        inputs = self._inputs("large")
+        workload = publish(self._upstream.url, inputs, self._scale * 4000 / 1584, "large")
+        return [self._create_other("Create 4 GB", inputs, workload)]
+
+    def create_small(self) -> list[Measurement]:
+        """200 images of small layers: the cost of requests."""
+        inputs = self._inputs("small")
+        workload = publish_small(self._upstream.url, inputs, self._many)
+        return [self._create_other(f"Create {self._many} small images", inputs, workload)]
+
+    def _create_other(self, title: str, inputs: Path, workload: Workload) -> Measurement:
+        given = self._prepare(inputs, workload)
+        makers = {OURS: peers.bundler_create, ORAS: peers.oras_create, SKOPEO: peers.skopeo_create}
+        measured = Measurement(title)
+        creating = partial(self._create, given=given, workload=workload)
+        self._rotate(measured, {name: partial(creating, make) for name, make in makers.items()})
+        return measured
+
+    def _inputs(self, name: str) -> Path:
+        folder = self._folder / f"inputs-{name}"
+        folder.mkdir()
+        return folder
+
+    @property
+    def _many(self) -> int:
+        return 200 if self._scale == 1 else 20
+
+    # Build again
+
+    def again(self) -> list[Measurement]:
+        """One image of ten was pushed again: what a second build costs, against a plain copy."""
+        bundle = self._bundle()
+        given = self._given
+        new = push_again(self._upstream.url, self.workload, self._scale)
+        self._run(BIN / "bundler", "lock", given.spec, "--registry-config", given.registries)
+
+        def build(*more: str | Path) -> Cost:
+            plan = peers.bundler_create(given, folder := self._fresh())
+            told = folder / "told.json"
+            step = (*PYTHON, HERE / "told.py", told, *plan.steps[0], *more, "--output", "json")
+            cost = metered([step], folder, plan.environment)
+            found = json.loads(told.read_text())
+            figures = {"fetched": found["fetched"], "new": new}
+            return replace(cost, result=found["bytes"], figures=figures)
+
+        measured = Measurement("Build again, one image of ten changed")
+        self._rotate(
+            measured,
+            {
+                COPY: lambda: metered([("cp", bundle, f := self._fresh() / "copy")], f.parent, {}),
+                REUSE: lambda: build("--reuse", bundle),
+                SINCE: lambda: build("--since", bundle),
+            },
+        )
+        return [measured]
+
+    # Killed
+
+    def kills(self) -> list[Measurement]:
+        """Killed at random moments, then run to its end: what is fetched again."""
+        inputs = self._inputs("kills")
+        workload = publish(self._upstream.url, inputs, self._scale, "kills")
+        given = self._prepare(inputs, workload)
+        whole = self._folder / "undisturbed.tar"
+        undisturbed = self._create(peers.bundler_create, whole, given, workload)
+        rounds = 50 if self._scale == 1 else 5
+        moments = random.Random(1)
+        plan = peers.bundler_create(given, self._fresh())
+        environment = {**os.environ, **plan.environment}
+        before = self._upstream.sent()
+        killed = 0
+        began = time.monotonic()
+        for _ in range(rounds):
+            process = subprocess.Popen(
+                [*plan.steps[0], "--quiet"], env=environment, stderr=subprocess.DEVNULL
+            )
+            # From its start to a little after the fetching begins: so that there are many of them.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_START + moments.random() * undisturbed.wall * _KILL_SPAN)
+            if process.poll() is None:
+                killed += 1
+                process.kill()
+            process.wait()
+            if plan.result.exists():
+                break
+        run([*plan.steps[0], "--quiet"], plan.environment)
+        wall = time.monotonic() - began
+        sent = self._upstream.sent() - before
+        if plan.result.read_bytes()[_AREA:] != whole.read_bytes()[_AREA:]:
+            raise BenchFailed("what was built after kills differs from an undisturbed build")
+        again = max(0, sent - workload.unique)
+        measured = Measurement("Killed at random moments")
+        measured.costs = {
+            OURS: [
+                Cost(
+                    wall,
+                    figures={
+                        "kills": killed,
+                        "again": again,
+                        "each": again / max(1, killed * _CONNECTIONS),
+                    },
+                )
+            ]
+        }
+        return [measured]
+
+    # A bad line
+
+    def line(self) -> list[Measurement]:
+        """20 ms for each request, and one in a hundred fails."""
+        inputs = self._inputs("line")
+        workload = publish_small(self._upstream.url, inputs, self._many)
+        given = self._prepare(inputs, workload)
+        port = self._folder / "line.port"
+        command = (*PYTHON, HERE / "line.py", self._upstream.host, port)
+
+        def answers() -> str:
+            return port.read_text().strip() if port.exists() else ""
+
+        measured = Measurement(f"A bad line, {self._many} small images")
+        with started(command, self._folder / "line.log", answers) as server:
+            far = replace(given, upstream=server.host)
+            document = {"registries": {"docker.io": {"endpoints": [f"http://{server.host}"]}}}
+            far.registries.write_text(json.dumps(document))
+            makers = {OURS: peers.bundler_create, SKOPEO: peers.skopeo_patient_create}
+            creating = partial(self._create, given=far, workload=workload)
+            self._rotate(measured, {n: partial(creating, make) for n, make in makers.items()})
+        return [measured]
+
+    # Lock
+
+    def lock(self) -> list[Measurement]:
+        """Names become digests: all images of a spec."""
+        inputs = self._inputs("lock")
+        workload = publish_small(self._upstream.url, inputs, self._many)
+        given = self._prepare(inputs, workload)
+
+        def ours() -> Cost:
+            folder = self._fresh()
+            lock = folder / "bundle.lock"
+            config = ("--registry-config", given.registries)
+            step = (BIN / "bundler", "lock", given.spec, "--lock", lock, *config)
+            before = self._upstream.requests()
+            cost = metered([step], folder, {"AIRGAP_CACHE_DIR": str(folder / "cache")})
+            return replace(cost, requests=self._upstream.requests() - before)
+
+        def crane() -> Cost:
+            folder = self._fresh()
+            names = [f"{given.upstream}/{item.reference}" for item in workload.images]
+            before = self._upstream.requests()
+            program = go_program("crane")
+            cost = metered([(program, "digest", "--insecure", n) for n in names], folder, {})
+            return replace(cost, requests=self._upstream.requests() - before)
+
+        measured = Measurement(f"Lock {self._many} images")
+        self._rotate(measured, {LOCK: ours, CRANE_DIGEST: crane})
+        return [measured]
+
+    # Many
+
+    def many(self) -> list[Measurement]:
+        """Thousands of blobs out of a layout on this disk: how time and memory grow."""
+        measured = Measurement("Many images of ten blobs")
+        passphrase = ("--passphrase-file", self._given.passphrase)
+        for count in (500, 1000, 2000) if self._scale == 1 else (20, 40):
+            inputs = self._inputs(f"many-{count}")
+            spec = synthetic(inputs, count)
+            folder = self._fresh()
+            out = folder / "bundle.tar"
+            build = (
+                *(BIN / "bundler", "build", spec, "--out", out, "--key", self._given.key),
+                *(*passphrase, "--reuse", inputs / "layout"),
+            )
+            environment = {"AIRGAP_CACHE_DIR": str(folder / "cache")}
+            measured.costs[f"bundler build, {count} images"] = [
+                metered([build], folder, environment)
+            ]
+            verify = (BIN / "installer", "verify", out, "--key", self._public)
+            measured.costs[f"installer verify, {count} images"] = [metered([verify], folder, {})]
+            shutil.rmtree(inputs)
+            self._say(f"{measured.title}: {count}")
+        return [measured]
 
     # Verify
 

@@ -90,6 +90,15 @@ def skopeo_create(given: Inputs, folder: Path) -> Plan:
     return Plan([*steps, _tar(layout, folder), _sign(given, out)], out)
 
 
+def skopeo_patient_create(given: Inputs, folder: Path) -> Plan:
+    """The same, each image again until it is there: its own --retry-times passes over 503."""
+    plan = skopeo_create(given, folder)
+    copies = len(given.items)
+    again = 'for n in 1 2 3 4 5 6 7 8 9; do "$@" && exit 0; done; exit 1'
+    patient = [("sh", "-c", again, "sh", *step) for step in plan.steps[:copies]]
+    return Plan([*patient, *plan.steps[copies:]], plan.result)
+
+
 def crane_create(given: Inputs, folder: Path) -> Plan:
     """One layout for all in one command, tar, and a signature by openssl."""
     layout = folder / "layout"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _REQUEST = re.compile(r'"(?:GET|HEAD|POST|PUT|PATCH|DELETE) /v2/')
+_SENT = re.compile(r'"GET /v2/\S+ HTTP/1\.1" 20[06] (\d+)')
 _LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 
 
@@ -38,6 +39,10 @@ class Registry:
     def requests(self) -> int:
         """How many requests it has answered so far."""
         return len(_REQUEST.findall(self.log.read_text(errors="replace")))
+
+    def sent(self) -> int:
+        """Bytes of bodies that it has sent so far, as far as its log goes."""
+        return sum(int(size) for size in _SENT.findall(self.log.read_text(errors="replace")))
 
 
 @contextmanager

@@ -33,6 +33,11 @@ _COLUMNS = {  # figure: heading, unit, digits
     "ready": ("ready s", 1, 2),
     "rate": ("MB/s", 1e6, 0),
     "registry": ("registry's CPU s", 1, 2),
+    "fetched": ("fetched MB", 1e6, 1),
+    "new": ("new upstream MB", 1e6, 1),
+    "kills": ("kills", 1, 0),
+    "again": ("sent again MB", 1e6, 1),
+    "each": ("a connection MiB", _MIB, 2),
 }
 
 
@@ -74,6 +79,38 @@ TARGETS = (
         "result",
     ),
     Target("create: RSS, MiB", "Create", measure.OURS, "rss", 100, unit=_MIB),
+    *(
+        Target(f"{title.lower()}: wall / {peer}", title, measure.OURS, "wall", limit, peer)
+        for title, peer, limit in (
+            ("Create 4 GB", measure.ORAS, 0.9),
+            ("Create 200 small images", measure.ORAS, 0.4),
+        )
+    ),
+    Target(
+        "build again: fetched / new upstream",
+        "Build again, one image of ten changed",
+        measure.REUSE,
+        "fetched",
+        1.001,
+        measure.REUSE,
+        "new",
+    ),
+    Target(
+        "build again: wall / cp",
+        "Build again, one image of ten changed",
+        measure.REUSE,
+        "wall",
+        1.2,
+        measure.COPY,
+    ),
+    Target(
+        "killed: sent again a connection, MiB",
+        "Killed at random moments",
+        measure.OURS,
+        "each",
+        1,
+        unit=_MIB,
+    ),
     Target("verify: wall / sha256sum", "Verify", measure.VERIFY, "wall", 0.2, measure.SHA256SUM),
     Target("first image: s after start", "First image", measure.FIRST, "wall", 0.5),
     Target("serve: wall / docker-registry", _FOUR, measure.SERVE, "wall", 1, measure.REGISTRY),

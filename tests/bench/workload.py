@@ -59,19 +59,19 @@ class Workload:
     """All of it: what was published, how much it is, and the chart as a file."""
 
     images: tuple[Item, ...]
-    database: Item
-    chart: Item
+    database: Item | None
+    chart: Item | None
     chart_file: Path
     unique: int
 
     @property
     def items(self) -> tuple[Item, ...]:
         """Images, database and chart."""
-        return (*self.images, self.database, self.chart)
+        return (*self.images, *filter(None, (self.database, self.chart)))
 
 
-def publish(url: str, folder: Path, scale: float) -> Workload:
-    """Make the work load and push it into an empty registry; ``folder`` takes the chart."""
+def publish(url: str, folder: Path, scale: float, name: str = "bench") -> Workload:
+    """Make the work load and push it into a registry as ``name``; ``folder`` takes the chart."""
     data, version = _chart()
     chart_file = folder / "chart.tgz"
     chart_file.write_bytes(data)
@@ -83,10 +83,10 @@ def publish(url: str, folder: Path, scale: float) -> Workload:
         sizes.update((content.digest, len(content.data)) for content in item.everything)
         return Item(repository, tag, frozenset(content.digest for content in item.everything))
 
-    images = tuple(put(name, _TAG, made) for name, made in _images(scale))
+    images = tuple(put(path, _TAG, made) for path, made in _images(scale, name))
     database = trivy.database(size=int(_DATABASE * scale))
-    carried = put("bench/trivy-db", "2", database)
-    chart = put("bench/chart", version, charts.chart_artefact(data, version, "v1.0.0"))
+    carried = put(f"{name}/trivy-db", "2", database)
+    chart = put(f"{name}/chart", version, charts.chart_artefact(data, version, "v1.0.0"))
     registry.close()
     return Workload(images, carried, chart, chart_file, sum(sizes.values()))
 
@@ -103,7 +103,8 @@ def write_spec(workload: Workload, folder: Path, url: str) -> tuple[Path, Path]:
         "name": "bench",
         "images": [f"docker.io/{item.reference}" for item in workload.images],
         "databases": [
-            {"kind": "trivy-db", "source": f"docker.io/{workload.database.reference}"},
+            {"kind": "trivy-db", "source": f"docker.io/{item.reference}"}
+            for item in filter(None, [workload.database])
         ],
         "files": [{"name": workload.chart_file.name, "source": f"./{workload.chart_file.name}"}],
     }
@@ -114,13 +115,40 @@ def write_spec(workload: Workload, folder: Path, url: str) -> tuple[Path, Path]:
     return spec, registries
 
 
-def _images(scale: float) -> Iterator[tuple[str, Image]]:
+def publish_small(url: str, folder: Path, count: int) -> Workload:
+    """Many images of three layers of 20 kB each, where requests count rather than bytes."""
+    (folder / "chart.tgz").write_bytes(charts.chart())
+    registry, sizes, items = _Registry(url), dict[str, int](), []
+    for number in range(count):
+        made = image([layer(20_000, f"small-{number}-{at}") for at in range(3)])
+        repository = f"small/image-{number}"
+        registry.put(repository, _TAG, made)
+        sizes.update((content.digest, len(content.data)) for content in made.everything)
+        items.append(Item(repository, _TAG, frozenset(c.digest for c in made.everything)))
+    registry.close()
+    return Workload(tuple(items), None, None, folder / "chart.tgz", sum(sizes.values()))
+
+
+def push_again(url: str, workload: Workload, scale: float) -> int:
+    """Push the first image's tag again with one other layer; gives the bytes that are new."""
     shared = [layer(int(size * scale), f"shared-{at}") for at, size in enumerate(_SHARED)]
+    changed = layer(int(26_200_000 * scale), "pushed again")
+    own = layer(int(_OWN * scale), "image-0-0")
+    made = image([*shared, own, changed])
+    registry = _Registry(url)
+    registry.put(workload.images[0].repository, _TAG, made)
+    registry.close()
+    return len(changed.content.data) + len(made.top.data) + len(made.blobs[0].data)
+
+
+def _images(scale: float, name: str) -> Iterator[tuple[str, Image]]:
+    salt = "" if name == "bench" else f"{name}-"
+    shared = [layer(int(size * scale), f"{salt}shared-{at}") for at, size in enumerate(_SHARED)]
     for number in range(_IMAGES):
         count = 1 + number % 3
         size = int(_OWN * scale) // count
-        own = [layer(size, f"image-{number}-{at}") for at in range(count)]
-        yield f"bench/image-{number}", image([*shared, *own])
+        own = [layer(size, f"{salt}image-{number}-{at}") for at in range(count)]
+        yield f"{name}/image-{number}", image([*shared, *own])
 
 
 def _chart() -> tuple[bytes, str]:

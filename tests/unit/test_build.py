@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -243,17 +244,12 @@ def test_killed_in_the_middle_then_run_again(builder: Builder, number: signal.Si
 
 def test_two_builds_of_one_file_keep_apart(builder: Builder) -> None:
     assert builder.lock().returncode == 0
-    layer = builder.upstream.images[CORE].blobs[-1]
-    builder.upstream.docker_io.fail(f"blobs/{layer.digest}", delay=3, times=1)
-    first = builder.start()
-    deadline = time.monotonic() + 20
-    while not (builder.folder / "out.tar.partial").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    second = builder.build()
-    assert second.returncode == 2
-    assert "another build" in second.stderr
-    assert first.wait(30) == 0, first.communicate()
-    first.communicate()
+    with (builder.folder / "out.tar.partial").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        second = builder.build()
+        assert second.returncode == 2
+        assert "another build" in second.stderr
+    assert builder.build().returncode == 0
     assert builder.verify().returncode == 0
 
 
@@ -262,9 +258,11 @@ def test_an_upstream_that_is_down(builder: Builder) -> None:
     config = yaml.safe_load(builder.upstream.registries.read_text())
     config["registries"]["docker.io"]["endpoints"] = ["http://127.0.0.1:9"]
     builder.upstream.registries.write_text(yaml.safe_dump(config))
-    done = builder.build()
+    done = builder.build("--outage", "3")
     assert done.returncode == 6
     assert "docker.io" in done.stderr
+    assert "tried" in done.stderr
+    assert "attempt 2 failed, again in" in done.stderr
     builder.assert_no_bundle()
 
 
@@ -390,6 +388,28 @@ def test_a_full_disk_is_found_before_anything_is_fetched(builder: Builder) -> No
         assert builder.served() - before < 100_000  # manifests only
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_what_programs_and_people_are_told(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    layer = builder.upstream.images[CORE].blobs[-1]
+    builder.upstream.docker_io.fail(f"blobs/{layer.digest}", status=503, times=1)
+    done = builder.build("--output", "json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    (retry,) = (event for event in events if event["event"] == "retry")
+    assert "503" in retry["reason"]
+    finished = {e["artefact"]: e for e in events if e["event"] == "finished"}
+    assert sum(e["bytes"] for e in finished.values()) <= json.loads(done.stdout)["bytes"]
+    told = json.loads(done.stdout)
+    (host,) = told["hosts"]
+    assert told["hosts"][host]["retries"] == 1
+    assert told["alone"] > told["bytes"] * 0.9
+    silent = builder.build("--quiet", "--concurrency=2", "--per-host=1", "--limit-rate=100MB")
+    assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
+    people = builder.build()
+    assert "docker.io" in people.stderr
+    assert "a connection" in people.stderr
 
 
 def test_nothing_that_is_no_bundle_is_overwritten(builder: Builder) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import random
 import threading
+from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
 
-from bundler.fetch import Filled, Job, Journal, fill
+from bundler.fetch import Filled, Job, Journal, Observer, RateLimit, fill
+from bundler.target import Target
 from installer.bundle.digest import Digest
 from installer.bundle.layout import layout
 from installer.bundle.manifest import Member
-from installer.errors import Corrupt, Interrupted, TransferFailed
+from installer.errors import Corrupt, Interrupted, NotFound, TransferFailed
 from tests.unit.test_layout import manifest_of
 
 if TYPE_CHECKING:
@@ -34,8 +37,10 @@ class Site:
         self.members = [Member(Digest.of(c).blob_path, len(c), Digest.of(c).hex) for c in CONTENTS]
         self.places = layout(manifest_of(tuple(self.members)), 100)
         self.served = 0
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-        os.ftruncate(self.descriptor, self.places.size)
+        self.target = Target(path.with_suffix(""), self.places.size)
+        self.target.open()
+        self.target.reserve()
+        self.descriptor = os.open(path, os.O_RDWR)
 
     def stream(self, data: bytes, start: int) -> Iterator[bytes]:
         for position in range(start, len(data), 256 * 1024):
@@ -54,7 +59,7 @@ class Site:
     def run(self, jobs: list[Job], *, identity: str = "a") -> Filled:
         journal = Journal(self.path.with_suffix(".journal"), identity)
         try:
-            return fill(self.descriptor, jobs, journal, threads=3)
+            return fill(self.target, jobs, journal, threads=3)
         finally:
             journal.close()
 
@@ -66,7 +71,8 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path / "bundle.partial")
-    yield made
+    with made.target:
+        yield made
     os.close(made.descriptor)
 
 
@@ -184,12 +190,80 @@ def test_progress_adds_up_even_when_a_resumed_member_starts_again(site: Site) ->
     os.pwrite(site.descriptor, b"x", site.places.entries[-1].offset)
     moved: list[int] = []
     journal = Journal(site.path.with_suffix(".journal"), "a")
-    fill(site.descriptor, site.jobs(), journal, threads=2, progress=moved.append)
+    fill(site.target, site.jobs(), journal, threads=2, observer=Counting(moved))
     journal.close()
     site.assert_complete()
     assert sum(moved) == TOTAL
 
 
+class Counting(Observer):
+    def __init__(self, moved: list[int]) -> None:
+        self.moved = moved
+
+    def advanced(self, job: Job, count: int) -> None:
+        del job
+        self.moved.append(count)
+
+
 def test_interruption_is_its_own_error(site: Site) -> None:
     with pytest.raises(Interrupted):
         site.run(site.jobs(cut_after(3, Interrupted("stopped"))))
+
+
+def test_what_is_lacking_is_named_at_the_end_and_all_else_is_there(site: Site) -> None:
+    def change(number: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        if number in (1, 4):
+            raise NotFound(f"blob {number}: HTTP 404")
+        return pieces
+
+    with pytest.raises(NotFound, match=r"2 artefacts(?s:.*)blob 1: HTTP 404\n  blob 4") as lacking:
+        site.run(site.jobs(change))
+    assert "lock again" in lacking.value.hint
+    site.served = 0
+    filled = site.run(site.jobs())
+    site.assert_complete()
+    assert filled.fetched == site.served == len(CONTENTS[1]) + len(CONTENTS[4])
+
+
+def test_bytes_that_were_wrong_once_are_fetched_again(site: Site) -> None:
+    times = count()
+
+    def change(number: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            wrong = number == 3 and next(times) == 0
+            yield bytes(len(piece)) if wrong else piece
+
+    filled = site.run(site.jobs(change))
+    site.assert_complete()
+    assert filled.fetched == TOTAL + len(CONTENTS[3])
+
+
+def test_no_more_at_once_than_a_host_may_have(site: Site) -> None:
+    now, most = [0], [0]
+    lock = threading.Lock()
+
+    def change(_: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        threading.Event().wait(0.02)
+        yield from pieces
+        with lock:
+            now[0] -= 1
+
+    jobs = [replace(job, host="one.example") for job in site.jobs(change)]
+    journal = Journal(site.path.with_suffix(".journal"), "a")
+    fill(site.target, jobs, journal, threads=4, per_host=2)
+    journal.close()
+    site.assert_complete()
+    assert most[0] == 2
+
+
+def test_the_rate_is_held_over_all_threads(site: Site) -> None:
+    slept: list[float] = []
+    limit = RateLimit(1_000_000, clock=lambda: 5.0, sleep=slept.append)
+    journal = Journal(site.path.with_suffix(".journal"), "a")
+    fill(site.target, site.jobs(), journal, threads=3, limit=limit)
+    journal.close()
+    # The clock stands still, so that each piece waits for all that came before it.
+    assert max(slept) == pytest.approx(TOTAL / 1_000_000)
