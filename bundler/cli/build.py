@@ -42,8 +42,11 @@ from installer.keys import load
 from installer.oci.http import Patience
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bundler.cache import BlobCache
     from bundler.installer_file import InstallerFile
+    from bundler.lock import Lock
 
 
 @click.command("build")
@@ -157,14 +160,7 @@ def command(
             say(f"no {lock_file} yet: locking first")
             lock = lock_spec(spec, lock_file, upstream, now=datetime.now(UTC))
         installers = () if no_installer else _installers(given, upstream.cache)
-        for installer in installers:
-            installer_file.check_beside(installer, out.parent)
-        machines = {platform_name.split("/")[1] for platform_name in lock.platforms}
-        if installers and not machines & {installer.architecture for installer in installers}:
-            say(
-                f"note: the bundle is for {', '.join(sorted(machines))}, and no installer in it is;"
-                " one that was made there can be given with --installer"
-            )
+        _check_installers(installers, lock, out)
         prepared = plan(lock, upstream, LocalBlobs(reuse, upstream.cache.folder), installers, held)
         total = sum(member.size for member in prepared.manifest.members)
         if not quiet:
@@ -210,6 +206,21 @@ def command(
         + "".join(f"  {path}, also in the bundle\n" for path in beside)
         + f"next: installer verify {built.path} --key {key_file.with_suffix('.pub')}"
     )
+
+
+def _check_installers(installers: Sequence[InstallerFile], lock: Lock, out: Path) -> None:
+    """Refuse to write over foreign files, and say when no installer is for the bundle's machines.
+
+    Raises InvalidInput.
+    """
+    for installer in installers:
+        installer_file.check_beside(installer, out.parent)
+    machines = {platform_name.split("/")[1] for platform_name in lock.platforms}
+    if installers and not machines & {installer.architecture for installer in installers}:
+        say(
+            f"note: the bundle is for {', '.join(sorted(machines))}, and no installer in it is;"
+            " one that was made there can be given with --installer"
+        )
 
 
 def _installers(given: list[InstallerFile], cache: BlobCache) -> list[InstallerFile]:
