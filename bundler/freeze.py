@@ -12,6 +12,7 @@ same bytes: order, times and compression are fixed, and code is compiled with ne
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import io
@@ -214,7 +215,7 @@ def write(found: Environment, out: BinaryIO, progress: Callable[[int], None]) ->
 def _compiled(code: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
     """Compiled modules in the order of their names, on all cores: that takes the longest."""
     pool = ProcessPoolExecutor(
-        mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+        mp_context=multiprocessing.get_context("spawn"), initializer=_belong_to_the_parent
     )
     try:
         jobs = sorted((name, str(path)) for name, path in code.items())
@@ -224,9 +225,10 @@ def _compiled(code: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
-    """Whoever started the workers ends them."""
+def _belong_to_the_parent() -> None:
+    """A worker ends when this process tells it to, or dies (prctl(2), PR_SET_PDEATHSIG)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _compile(job: tuple[str, str]) -> bytes:

@@ -40,8 +40,12 @@ def start() -> None:
     sys.executable = archive
     sys.frozen = True  # type: ignore[attr-defined]
 
-    from installer.cli import main  # noqa: PLC0415 (can't be found before)
-
+    try:
+        from installer.cli import main  # noqa: PLC0415 (can't be found before)
+    except Exception as error:  # noqa: BLE001 (damaged code may raise anything)
+        os.write(2, f"error: this installer is damaged: {error}\n".encode())
+        os.write(2, b"hint: compare its sha256 with bundle.json, and copy it again\n")
+        os._exit(4)
     main()
 
 
