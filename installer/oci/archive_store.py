@@ -33,6 +33,7 @@ from installer.oci.graph import (
     ImageIndex,
     read_manifest,
 )
+from installer.oci.store import read_all
 from installer.structs import decode_json
 
 if TYPE_CHECKING:
@@ -104,9 +105,10 @@ class ArchiveStore:
         return cls(path, (FoundImage(artefact.root, (name,)),), blobs)
 
     def resolve(self, repository: str, version: str) -> Descriptor:
-        """Find an image by its digest or one of its names; raises NotFound."""
+        """Find an image by its digest or one of its names; raises NotFound or Corrupt."""
         for image in self.images:
             if version == str(image.root.digest) or f"{repository}:{version}" in image.names:
+                read_all(self, repository, image.root)
                 return image.root
         raise NotFound(f"{self.path}: no image {repository}:{version[:140]}")
 
@@ -260,12 +262,28 @@ def _decoded(data: bytes, kind: type[T], where: str) -> T:
         raise Corrupt(f"{where}: {error}") from error
 
 
+class _Unpacker:
+    """Gzip of one or several members (eStargz has many), unpacked piece by piece."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+    def unpacked(self, chunk: bytes) -> Iterator[bytes]:
+        """What the next bytes give; raises zlib.error."""
+        while chunk:
+            yield self._inflate.decompress(chunk, _CHUNK)
+            chunk = self._inflate.unconsumed_tail
+            if self._inflate.eof:
+                chunk = self._inflate.unused_data
+                self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+
 def _compressed(passing: Path, diff_id: str, place: Place) -> tuple[Descriptor, Place]:
     """Compress a layer, or take one that is; its uncompressed digest must be ``diff_id``."""
     head = next(place.chunks(), b"")[:2]
     target = passing / f"{hashlib.sha256(diff_id.encode()).hexdigest()}.tar.gz"
     plain, packed, size = hashlib.sha256(), hashlib.sha256(), 0
-    inflate = zlib.decompressobj(16 + zlib.MAX_WBITS) if head == _GZIP else None
+    unpacker = _Unpacker() if head == _GZIP else None
     deflate = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
     with target.open("xb") as out:
 
@@ -275,17 +293,18 @@ def _compressed(passing: Path, diff_id: str, place: Place) -> tuple[Descriptor, 
             size += len(data)
             out.write(data)
 
-        for chunk in place.chunks():
-            if inflate is None:
-                plain.update(chunk)
-                write(deflate.compress(chunk))
-            else:
-                data = inflate.decompress(chunk, _CHUNK)
-                while data:
-                    plain.update(data)
-                    data = inflate.decompress(inflate.unconsumed_tail, _CHUNK)
-                write(chunk)
-        if inflate is None:
+        try:
+            for chunk in place.chunks():
+                if unpacker is None:
+                    plain.update(chunk)
+                    write(deflate.compress(chunk))
+                else:
+                    for data in unpacker.unpacked(chunk):
+                        plain.update(data)
+                    write(chunk)
+        except zlib.error as error:
+            raise Corrupt(f"{place.file}: a layer can't be unpacked: {error}") from error
+        if unpacker is None:
             write(deflate.flush())
     if f"sha256:{plain.hexdigest()}" != diff_id:
         raise Corrupt(

@@ -17,6 +17,7 @@ from urllib.parse import urljoin
 import pytest
 
 from installer.bundle.digest import Digest
+from installer.oci.archive_store import open_archive
 from installer.oci.bundle_store import BundleStore
 from installer.oci.http import Patience
 from installer.oci.registry import RegistryStore
@@ -24,7 +25,7 @@ from tests.bundles import damage as flip
 from tests.bundles import make_bundle, open_bundle
 from tests.integration import servers
 from tests.programs import ProgramMissing
-from tests.upstream.images import Content, artefact
+from tests.upstream.images import Content, artefact, write_layout
 from tests.upstream.registry import Registry
 
 if TYPE_CHECKING:
@@ -139,6 +140,18 @@ def _base_and_delta(folder: Path, images: Mapping[tuple[str, str], Image]) -> It
         yield Opened(BundleStore(first, second), damage)
 
 
+@contextmanager
+def _layout(folder: Path, images: Mapping[tuple[str, str], Image]) -> Iterator[Opened]:
+    named = {f"{repository}:{tag}": image for (repository, tag), image in images.items()}
+    write_layout(folder / "layout", named)
+
+    def damage(_: str, digest: str) -> None:
+        path = folder / "layout" / "blobs" / "sha256" / digest.removeprefix("sha256:")
+        path.write_bytes(_flipped(path.read_bytes()))
+
+    yield Opened(open_archive(folder / "layout", folder), damage)
+
+
 def _fill(base: str, tag: str, image: Image) -> None:
     """Upload with the standard library, so that nothing of ours is in the way."""
 
@@ -169,5 +182,6 @@ MAKERS = [
     Maker("registry", _in_memory, writable=True),
     Maker("docker-registry", _docker_registry, writable=True, marks=(pytest.mark.integration,)),
     Maker("bundle", _bundle, writable=False),
+    Maker("layout", _layout, writable=False),
     Maker("base-and-delta", _base_and_delta, writable=False),
 ]
