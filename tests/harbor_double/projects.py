@@ -34,7 +34,13 @@ _METADATA = (
     "auto_scan", "auto_sbom_generation", "reuse_sys_cve_allowlist", "retention_id",
     "proxy_speed_kb", "max_upstream_conn",
 )  # fmt: skip
+_METADATA_2_15 = (*_METADATA, "proxy_cache_local_on_not_found")
 ROLES = {1: "projectAdmin", 2: "developer", 3: "guest", 4: "maintainer", 5: "limitedGuest"}
+
+
+def _known(call: Call) -> tuple[str, ...]:
+    """What a project's metadata may have; all else is ignored."""
+    return _METADATA_2_15 if call.state.version.startswith("v2.15") else _METADATA
 
 
 def allowlist_of(project: Document) -> Document:
@@ -127,7 +133,7 @@ def create_project(call: Call) -> Answer:
     name = body.get("project_name") or ""
     _check_name(name)
     metadata = {
-        key: value for key, value in (body.get("metadata") or {}).items() if key in _METADATA
+        key: value for key, value in (body.get("metadata") or {}).items() if key in _known(call)
     }
     if metadata.setdefault("public", "true" if body.get("public") else "false") not in (
         "true",
@@ -188,7 +194,7 @@ def update_project(call: Call) -> Answer:
         kept = project["allowlist"]
         kept["items"], kept["expires_at"] = items, allowlist.get("expires_at")
     for key, value in (body.get("metadata") or {}).items():
-        if key in _METADATA and value is not None:
+        if key in _known(call) and value is not None:
             project["metadata"][key] = value
     project["update_time"] = state.stamp()
     _told(call, project, "update")

@@ -368,6 +368,34 @@ def test_what_this_harbor_does_not_have_is_refused_before_anything_is_changed(
     assert {method for method, _, _ in target.client.sent} == {"GET"}  # type: ignore[attr-defined]
 
 
+def test_what_only_harbor_2_15_has(tmp_path: Path) -> None:
+    try:
+        folder()
+    except NotShared as missing:
+        pytest.skip(str(missing))
+    text = """
+        registries:
+        - {name: hub, url: "https://hub.example", type: docker-registry, ca: ./ca.pem}
+        projects:
+        - {name: mirror, proxyCache: {registry: hub, serveDeleted: true, kilobytesPerSecond: 100}}
+        replications: [{name: r, from: hub, singleActive: true}]
+        """
+    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\nMIIB\n")
+    with HarborDouble(version="2.15") as double:
+        double.state.version = "v2.15.1"
+        site = Site(double, tmp_path)
+        with site.state.held():
+            site.apply(text)
+            assert site.compare(text) == []
+            found = site.admin().get("/projects/mirror")["metadata"]
+            assert found["proxy_cache_local_on_not_found"] == "true"
+            assert found["proxy_speed_kb"] == "100"
+            # Whether Harbor shows the authority or not.
+            (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\nMIIC\n")
+            (line,) = site.compare(text)
+            assert "registry hub: ca" in line
+
+
 def test_harbor_2_12_purges_by_operations_and_a_newer_one_is_said(site: Site) -> None:
     site.double.state.version = "v2.12.4"
     target = site.target("auditLog: {purge: {schedule: daily, keepHours: 24, events: [pull]}}")

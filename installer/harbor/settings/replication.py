@@ -21,13 +21,14 @@ _CA_SINCE = Version(2, 15)
 _SINGLE_SINCE = Version(2, 14)
 
 
-def endpoint_lines(
-    found: Mapping[str, Any] | None, wanted: RegistryEndpoint, ca: str = ""
-) -> tuple[Line, ...]:
-    """What differs from an endpoint of Harbor's, None where there is none; not its password."""
+def endpoint_lines(found: Mapping[str, Any] | None, wanted: RegistryEndpoint) -> tuple[Line, ...]:
+    """What differs from an endpoint of Harbor's, None where there is none.
+
+    Not its password, which Harbor shows to nobody, nor its authority.
+    """
     had = found or {}
     credential = had.get("credential") or {}
-    told = lines(
+    return lines(
         [
             ("url", had.get("url", "").rstrip("/"), wanted.url.rstrip("/")),
             ("type", had.get("type", ""), wanted.type),
@@ -36,9 +37,6 @@ def endpoint_lines(
             ("verifyCertificate", not had.get("insecure", False), wanted.verify_certificate),
         ]
     )
-    if ca and (had.get("ca_certificate") or "").strip() != ca.strip():
-        told += (Line("ca", "another one, or none", f"that of {wanted.ca}"),)
-    return told
 
 
 def registries(target: Target) -> Iterator[Change | Remark]:
@@ -64,12 +62,28 @@ def registries(target: Target) -> Iterator[Change | Remark]:
                 f"registry {endpoint.name}: {endpoint.password_file}: there is no such file",
                 hint="its password has to be sent to Harbor once; then the file may be gone",
             )
-        if told := endpoint_lines(had, endpoint, ca) + more:
+        if ca and _other_ca(target, endpoint, had, ca):
+            more += (Line("ca", "another one, or unknown", f"that of {endpoint.ca}"),)
+        if told := endpoint_lines(had, endpoint) + more:
             apply = _put_endpoint(target, endpoint, had, secret, ca)
             yield Change(f"registry {endpoint.name}", told, apply, new=had is None)
     known = {endpoint.name for endpoint in target.settings.registries}
     for name in sorted(found.keys() - known):
         yield unmanaged(f"registry {name} at {found[name].get('url')}")
+
+
+def _other_ca(
+    target: Target, endpoint: RegistryEndpoint, had: Mapping[str, Any] | None, ca: str
+) -> bool:
+    """Whether Harbor may have another authority for an endpoint; it may say nothing of it."""
+    shown = ((had or {}).get("ca_certificate") or "").strip()
+    if shown:
+        return bool(shown != ca.strip())
+    return had is None or not target.memory.knows(_ca_name(endpoint), ca)
+
+
+def _ca_name(endpoint: RegistryEndpoint) -> str:
+    return f"registry/{endpoint.name}/ca"
 
 
 def _put_endpoint(
@@ -108,6 +122,8 @@ def _put_endpoint(
             ) from error
         if secret:
             target.memory.remember(f"registry/{endpoint.name}", secret)
+        if ca:
+            target.memory.remember(_ca_name(endpoint), ca)
         return ""
 
     return apply
