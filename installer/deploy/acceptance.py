@@ -92,7 +92,7 @@ def accept(request: Checked) -> AcceptanceReport:
         started=began.strftime(_TIME),
         finished=request.clock().strftime(_TIME),
         machine=socket.gethostname(),
-        installer=f"harbor-airgap {importlib.metadata.version('harbor-airgap')}",
+        installer=_installer(),
         bundle=_identity(bundle, request.key_file) if bundle else None,
         installed=tuple(_installed(request.site, bundle)),
         carried=tuple(_carried(bundle)) if bundle else (),
@@ -224,6 +224,13 @@ def _carried(bundle: VerifiedBundle) -> Iterator[Carried]:
         yield Carried("tool", f"{tool.name} {tool.platform}", tool.digest)
     for file in manifest.files:
         yield Carried("file", file.name, file.digest)
+
+
+def _installer() -> str:
+    try:
+        return f"harbor-airgap {importlib.metadata.version('harbor-airgap')}"
+    except importlib.metadata.PackageNotFoundError:  # run from a folder
+        return "harbor-airgap"
 
 
 def _site_digest(site: Site) -> str:

@@ -46,7 +46,7 @@ _OWN = re.compile(r"application/vnd\.[^.]*\.(.*)\.config\.[^.]*\+.*")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _ICONS = {
     "IMAGE": "sha256:0048162a053eef4d4ce3fe7518615bef084403614f8bca43b40ae2e762e11e06",
-    "CHART": "sha256:61cf3a178ff0f75bf08a25d96b75cf7355dc197749a9128ed3ef34b0df05518b",
+    "CHART": "sha256:61cf3a178ff0f75bf08a25d96b75cf7355dc197749a9f128ed3ef34b0df05518",
     "SBOM": "sha256:c19f80c357cd7e90d2a01b9ae3e2eb62ce447a2662bb590a19177d72d550bdae",
 }
 _OTHER_ICON = "sha256:da834479c923584f4cbcdecc0dac61f32bef1d51e8aae598cf16bd154efab49f"
@@ -134,6 +134,10 @@ def _tag_shown(call: Call, artifact: Artifact, tag: str) -> Document:
     }
 
 
+def _newest_first(artifact: Artifact) -> list[str]:
+    return sorted(artifact.tags, key=lambda tag: -artifact.tags[tag]["id"])
+
+
 def accessory_shown(state: State, accessory: Artifact) -> Document:
     """An accessory as the API shows it."""
     owner = state.find_artifact(accessory.name, accessory.subject)
@@ -205,6 +209,9 @@ def shown(call: Call, artifact: Artifact) -> Document:
         "tags": None,
         "type": kind(artifact),
     }
+    # First: it makes the accessory when it is due.
+    if wants.get("with_sbom_overview") and (said := sbom_overview(state, artifact)):
+        document["sbom_overview"] = said
     if "manifests" not in artifact.document:
         document["artifact_type"] = artifact.document.get("artifactType") or media_type(artifact)
     if extra := _extra(artifact):
@@ -215,7 +222,7 @@ def shown(call: Call, artifact: Artifact) -> Document:
         document["addition_links"] = links
     if wants.get("with_tag", True):
         document["tags"] = [
-            _tag_shown(call, artifact, tag) for tag in sorted(artifact.tags)
+            _tag_shown(call, artifact, tag) for tag in _newest_first(artifact)
         ] or None
     if wants.get("with_label"):
         labels = [label_shown(state.labels[one]) for one in sorted(artifact.labels)]
@@ -225,8 +232,6 @@ def shown(call: Call, artifact: Artifact) -> Document:
         document["accessories"] = [accessory_shown(state, one) for one in found] or None
     if wants.get("with_scan_overview") and (said := overview(state, artifact, _accepted(call))):
         document["scan_overview"] = said
-    if wants.get("with_sbom_overview") and (said := sbom_overview(state, artifact)):
-        document["sbom_overview"] = said
     return document
 
 

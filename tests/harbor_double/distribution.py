@@ -21,6 +21,7 @@ from tests.harbor_double import artifacts
 from tests.harbor_double.accounts import Account, basic, log_in
 from tests.harbor_double.call import Answer, Refused, bad_request, not_found, precondition
 from tests.harbor_double.projects import exceeded
+from tests.harbor_double.replication import pushed
 from tests.harbor_double.retention import immutable
 from tests.harbor_double.scanning import refusal, start
 from tests.harbor_double.specification import go_syntax
@@ -343,7 +344,7 @@ class Distribution:
             )
             raise precondition(words)
         digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-        self._room(identity, 0 if digest in state.blobs[identity] else len(body))
+        self._room(identity, self._adds(identity, digest, body, document))
         kind = headers.get("Content-Type", document.get("mediaType", ""))
         answer = self.upstream(
             "PUT", f"/v2/{name}/manifests/{reference}", {"Content-Type": kind}, body
@@ -364,11 +365,20 @@ class Distribution:
         words = f"push artifact: {name}@{digest}"
         state.log(who, "create", "artifact", f"{name}{mark}{reference}", words, project=identity)
         self._scan(project, found, new=new)
+        pushed(state, name)
         out = dict(answer.headers)
         out["Location"] = f"{base}/v2/{name}/manifests/{digest}"
         if "subject" in document:
             out["OCI-Subject"] = document["subject"]["digest"]
         return Upstream(201, out, b"")
+
+    def _adds(self, project: int, digest: str, body: bytes, document: Document) -> int:
+        """Bytes that a manifest and what it names add to what a project holds."""
+        known = self.state.blobs[project]
+        parts = (document.get("config", {}), *document.get("layers", ()))
+        more = {one["digest"]: one["size"] for one in parts if "digest" in one}
+        sizes = {digest: len(body)} | more
+        return sum(size for one, size in sizes.items() if one not in known)
 
     def _scan(self, project: Document, found: Artifact, *, new: bool) -> None:
         if found.subject or artifacts.kind(found) != "IMAGE" or not new:
@@ -376,7 +386,7 @@ class Distribution:
         if project["metadata"].get("auto_scan") == "true":
             start(self.state, found, "vulnerability")
         if project["metadata"].get("auto_sbom_generation") == "true":
-            start(self.state, found, "sbom")
+            start(self.state, found, "sbom", delay=1.5 * self.state.pace)  # after the other
 
     def _config(self, name: str, document: Document) -> Document:
         digest = document.get("config", {}).get("digest")

@@ -11,6 +11,7 @@ from tests.harbor_double.call import (
     Call,
     Document,
     bad_request,
+    broken,
     conflict,
     not_found,
     operation,
@@ -101,6 +102,8 @@ def set_schedule(call: Call) -> Answer:
             state.add_schedule(
                 vendor, cron, -1, type=how, parameters=parameters, creation_time=stamp
             )
+    if "jobservice" in state.down and how != "None":
+        raise broken()  # and stored all the same
     if create:
         return Answer(201, headers={"Location": f"/api/v2.0/system/{kind}/{number}"})
     return Answer()

@@ -316,6 +316,7 @@ def search(call: Call) -> Answer:
     seen = visible(call)
     projects = [shown(call, one) for one in seen if wanted in one["name"]]
     for one in projects:
+        del one["owner_name"]
         one["cve_allowlist"] = {"creation_time": NEVER, "items": None, "update_time": NEVER}
     found: list[Document] = []
     for project in seen:
@@ -333,6 +334,7 @@ def search(call: Call) -> Answer:
             for repository in repositories(state, project)
             if wanted in repository["name"]
         ]
+    found = [{key: one[key] for key in one if one[key] not in (0, False)} for one in found]
     return Answer(200, {"project": projects, "repository": found})
 
 

@@ -235,9 +235,7 @@ def _checked(call: Call) -> Document:
         "name": body["name"], "description": body.get("description", ""), "source": source,
         "target": target, "dest_namespace": body.get("dest_namespace", ""),
         "dest_namespace_replace_count": -1 if count is None else count,
-        "trigger": {
-            "type": trigger["type"], "trigger_settings": {"cron": cron} if cron else {},
-        },
+        "trigger": _trigger(trigger),
         "filters": body.get("filters") or [], "enabled": body.get("enabled", False),
         "override": body.get("override", False),
         "replicate_deletion": body.get("replicate_deletion", False),
@@ -247,10 +245,19 @@ def _checked(call: Call) -> Document:
     }  # fmt: skip
 
 
+def _trigger(given: Document) -> Document:
+    """As it is kept: settings only where they were sent, and no empty text in them."""
+    kept = {"type": given["type"]}
+    if "trigger_settings" in given:
+        settings = given["trigger_settings"] or {}
+        kept["trigger_settings"] = {key: text for key, text in settings.items() if text}
+    return kept
+
+
 def _schedule(state: State, policy: Document) -> None:
     if old := state.schedule_of("REPLICATION", policy["id"]):
         del state.schedules[old["id"]]
-    if cron := policy["trigger"]["trigger_settings"].get("cron"):
+    if cron := policy["trigger"].get("trigger_settings", {}).get("cron"):
         state.add_schedule("REPLICATION", cron, policy["id"])
 
 
@@ -317,6 +324,14 @@ def start(call: Call) -> Answer:
         raise precondition(f"the policy {policy['id']} is disabled")
     execution = call.state.execution("REPLICATION", policy=policy["id"], trigger="manual")
     return call.created(execution["id"])
+
+
+def pushed(state: State, name: str) -> None:
+    """Start what is to be copied as soon as it is pushed."""
+    for policy in state.replications.values():
+        names = [one["value"] for one in policy["filters"] if one["type"] == "name"]
+        if policy["trigger"]["type"] == "event_based" and policy["enabled"] and name in names:
+            state.execution("REPLICATION", policy=policy["id"], trigger="event_based")
 
 
 def _execution_shown(state: State, execution: Document) -> Document:

@@ -152,7 +152,10 @@ def delete(call: Call) -> Answer:
 def _matches(selector: Document, name: str) -> bool:
     pattern = selector["pattern"]
     found = pattern == "**" or fnmatch.fnmatchcase(name, pattern)
-    return found if selector["decoration"] in ("matches", "repoMatches") else not found
+    kind = selector["decoration"]
+    if kind in ("excludes", "repoExcludes"):
+        return not found
+    return found and kind in ("matches", "repoMatches")  # Harbor takes any other word, too
 
 
 def _retained(rules: list[Document], repository: str, found: list[Artifact]) -> set[int]:

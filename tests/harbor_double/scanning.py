@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 REPORT = "application/vnd.security.vulnerability.report; version=1.1"
 SEVERITIES = ("None", "Unknown", "Negligible", "Low", "Medium", "High", "Critical")
 _TRIVY = {"name": "Trivy", "vendor": "Aqua Security", "version": "v0.70.0"}
+_ADAPTER = {
+    "adapter": "Trivy", "health": "healthy", "vendor": _TRIVY["vendor"],
+    "version": _TRIVY["version"],
+}  # fmt: skip
 _KEYS = (
     "access_credential", "auth", "capabilities", "create_time", "description", "disabled",
     "is_default", "name", "skip_certVerify", "update_time", "url", "use_internal_addr", "uuid",
@@ -37,7 +41,8 @@ _KEYS = (
 
 
 def _scanner_shown(scanner: Document) -> Document:
-    return {key: scanner[key] for key in _KEYS}
+    both = {"support_sbom": True, "support_vulnerability": True}
+    return {"capabilities": both} | {key: scanner[key] for key in _KEYS if key != "capabilities"}
 
 
 @operation("listScanners")
@@ -45,7 +50,8 @@ def list_scanners(call: Call) -> Answer:
     need_system(call, "scanner", "list")
     rows = [_scanner_shown(one) for one in call.state.scanners.values()]
     rows = matching(rows, call.query.get("q", ""), {"name": "name", "url": "url"})
-    return call.page(ordered(rows, call.query.get("sort", ""), "create_time", ("name",)))
+    rows = ordered(rows, call.query.get("sort", ""), "create_time", ("name",))
+    return call.page(sorted(rows, key=lambda one: not one["is_default"]))
 
 
 def _scanner(call: Call, action: str, word: str = "scanner") -> Document:
@@ -103,7 +109,7 @@ def create_scanner(call: Call) -> Answer:
         "auth": body.get("auth", ""), "description": body.get("description", ""),
         "disabled": body.get("disabled", False), "is_default": False,
         "skip_certVerify": body.get("skip_certVerify", False),
-        "use_internal_addr": body.get("use_internal_addr", False), "capabilities": None,
+        "use_internal_addr": body.get("use_internal_addr", False),
         "create_time": stamp, "update_time": stamp,
     }  # fmt: skip
     return call.created(identity)
@@ -143,7 +149,7 @@ def delete_scanner(call: Call) -> Answer:
             "scanner API: delete"
         )
     del call.state.scanners[scanner["uuid"]]
-    return Answer(200, _scanner_shown(scanner))
+    return Answer(200, _scanner_shown(scanner) | {"capabilities": None})
 
 
 def _default(state: State) -> Document | None:
@@ -157,7 +163,7 @@ def project_scanner(call: Call) -> Answer:
     found = state.scanners.get(project["metadata"].get("projectScanner", "")) or _default(state)
     if found is None:
         return Answer(200, {})
-    return Answer(200, _scanner_shown(found) | {"adapter": "Trivy", "health": "healthy"})
+    return Answer(200, _scanner_shown(found) | _ADAPTER)
 
 
 @operation("setScannerOfProject")
@@ -183,7 +189,7 @@ def scannable(artifact: Artifact) -> bool:
     return kind(artifact) == "IMAGE" and not artifact.subject
 
 
-def start(state: State, artifact: Artifact, kind: str) -> Scan:
+def start(state: State, artifact: Artifact, kind: str, *, delay: float = 0) -> Scan:
     """Let the scanner begin; what it will say is known at once, and told when it is done."""
     for child in artifact.document.get("manifests", ()):
         if inner := state.find_artifact(artifact.name, child["digest"]):
@@ -198,7 +204,11 @@ def start(state: State, artifact: Artifact, kind: str) -> Scan:
     if kind == "sbom" and not state.database_updated:
         good = False
     scan = Scan(
-        str(uuid.uuid4()), state.now(), state.clock(), "Success" if good else "Error", findings
+        str(uuid.uuid4()),
+        state.now(),
+        state.clock() + delay,
+        "Success" if good else "Error",
+        findings,
     )
     artifact.scans[kind] = scan
     return scan

@@ -308,6 +308,8 @@ def _strict(node: Any) -> Any:
         return {}  # Go's interface{}: anything
     if isinstance(done.get("properties"), dict) and "additionalProperties" not in done:
         done["additionalProperties"] = False
+        if any("os.features" in name for name in done["properties"]):
+            done["properties"]["OsFeatures"] = {}  # what Harbor 2.14 calls it
     if done.get("type") in ("array", "object") or node.get("x-nullable"):
         done["type"] = [done["type"], "null"]
     return done
