@@ -27,14 +27,16 @@ from bundler import freeze, installer_file
 from installer.cli import VERBS
 from installer.deploy import daemon
 from tests import programs
-from tests.integration import machines, servers
+from tests.integration import machines, servers, test_run_process
 from tests.integration.machines import NOBODY, Machine
+from tests.integration.test_run_process import ApiServer, api
 from tests.unit.test_build import Builder
 from tests.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["api"]  # the fixture
 CHECKOUT = Path(__file__).parents[2]
 BUNDLER = Path(sys.executable).with_name("bundler")
 NAME = f"installer-linux-{freeze.ARCHITECTURES.get(platform.machine())}"
@@ -497,3 +499,29 @@ def test_it_stays_in_the_background(disk: Path, tmp_path: Path) -> None:
     finally:
         daemon.stop(pid_file)
     assert daemon.running(pid_file) is None
+
+
+def test_a_run_starts_it_again_as_the_seed_registry(
+    disk: Path,
+    tmp_path: Path,
+    helm: Path,
+    kubectl: Path,
+    api: ApiServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the bundle's Helm and kubectl, up to where a real cluster would have to answer."""
+    monkeypatch.setattr(test_run_process, "INSTALLER", disk / NAME)
+    carried = test_run_process.Carried(tmp_path, helm, kubectl)
+    bundle, address = carried.bundle(), f"127.0.0.1:{servers.free_port()}"
+    serve = {"listen": address, "address": address, "tls": False, "service": "none"}
+    carried.site(api.host, {"serve": serve})
+    done = carried.run("run", bundle)
+    (pid_file,) = carried.state.folder.rglob("serve.pid")
+    try:
+        seed = daemon.running(pid_file)
+        assert seed is not None, done.stderr
+        assert seed.command[:2] == (str(disk / NAME), "serve")
+        with urllib.request.urlopen(f"http://{address}/v2/", timeout=30) as answer:
+            assert answer.status == 200
+    finally:
+        daemon.stop(pid_file)
