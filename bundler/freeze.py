@@ -41,7 +41,7 @@ from packaging.utils import canonicalize_name
 from installer.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 """Machines that have a first program, by their names in OCI platforms."""
@@ -61,7 +61,7 @@ _LOCAL_HEADER = 30  # bytes before a member's name in a zip archive (APPNOTE.TXT
 _HEADER, _ENTRY = struct.Struct("<16sQQ40s"), struct.Struct("<QQQ32s72s")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first that zip knows
 _LEFT_OUT = frozenset(
-    {"__pycache__", "config", "distutils", "ensurepip", "idlelib", "lib-dynload", "lib2to3"}
+    {"__pycache__", "distutils", "ensurepip", "idlelib", "lib-dynload", "lib2to3"}
     | {"pydoc_data", "site-packages", "dist-packages", "sqlite3", "test", "tests", "tkinter"}
     | {"turtle.py", "turtledemo", "unittest", "venv"}
 )
@@ -264,8 +264,8 @@ def _first_program() -> Path:
 
 def _standard_library(found: Environment) -> None:
     root = Path(sysconfig.get_path("stdlib"))
-    for path in _walk(root):
-        if path.suffix == ".py":
+    for path in _walk(root, _LEFT_OUT):
+        if path.suffix == ".py" and not path.parent.name.startswith("config-"):
             found.code[path.relative_to(root).as_posix()] = path
     folder = Path(sysconfig.get_config_var("DESTSHARED") or root / "lib-dynload")
     for path in sorted(folder.glob("*.so")):
@@ -273,12 +273,12 @@ def _standard_library(found: Environment) -> None:
             found.native[name] = (path, ())
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, left_out: Collection[str] = ("__pycache__",)) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if path.name in _LEFT_OUT or path.name.startswith("config-"):
+        if path.name in left_out:
             continue
         if path.is_dir():
-            yield from _walk(path)
+            yield from _walk(path, left_out)
         else:
             yield path
 

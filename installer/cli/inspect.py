@@ -62,6 +62,11 @@ def _show(verified: VerifiedBundle) -> None:
         ["chart", f"{c.name} {c.version} (app {c.app_version})", size_text(c.size), c.sha256[:12]]
         for c in manifest.charts
     ]
+    rows += [
+        ["installer", m.path, size_text(m.size), m.sha256[:12]]
+        for m in manifest.members
+        if m.executable
+    ]
     for image in manifest.images:
         charts = sorted({origin.chart or "spec" for origin in image.origins})
         name = str(Reference.parse(image.reference)) + (

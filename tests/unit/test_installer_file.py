@@ -24,6 +24,7 @@ from installer.cli.run import own_command
 from installer.errors import InvalidInput
 from tests.bundles import open_bundle
 from tests.unit.test_build import Builder, builder
+from tests.unit.test_cli import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,6 +87,9 @@ def test_the_installer_is_in_the_bundle_and_beside_it(builder: Builder) -> None:
         member = bundle.manifest.member(installer.name)
         assert (member.digest, member.executable) == (installer.digest, True)
         assert f"bundle.json.sig {installer.name}\n" in bundle.read("README.txt").decode()
+    shown = run("installer", "inspect", "out.tar", "--key", "release.pub", cwd=builder.folder)
+    assert installer.name in shown.stdout
+    assert installer.digest.hex[:12] in shown.stdout
     first = builder.out.read_bytes()
     assert builder.build(installer=given).returncode == 0  # what is there is an installer
     assert builder.verify().returncode == 0
