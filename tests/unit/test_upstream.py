@@ -470,7 +470,7 @@ class TestTrivy:
             assert content
             metadata = json.load(facts)
             assert metadata["Version"] == version
-            assert metadata["UpdatedAt"] == "2026-01-01T00:00:00Z"
+            assert metadata["UpdatedAt"] == f"{trivy.PUBLISHED:%Y-%m-%dT%H:%M:%SZ}"
             assert 90_000 < len(content.read()) < 120_000
 
     def test_bbolt_pages(self) -> None:

@@ -23,7 +23,8 @@ Bucket = dict[str, "bytes | Bucket"]
 """What a bbolt bucket holds: values and buckets by key."""
 
 CONFIG_TYPE = "application/vnd.aquasec.trivy.config.v1+json"
-PUBLISHED = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+PUBLISHED = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+"""Today: what is older than some days is refused when it is locked."""
 
 _PAGE = 4096
 _PAGE_HEADER = struct.Struct("<QHHI")  # id, flags, count, overflow
