@@ -24,6 +24,7 @@ import msgspec
 
 from bundler.cache import read_chunks
 from bundler.lock import Excluded, Lock, bundle_manifest, encode_lock
+from bundler.pins import pins
 from bundler.sources.chart import lock_chart, provenance
 from bundler.sources.file import lock_file
 from bundler.sources.image import lock_image
@@ -57,7 +58,7 @@ from installer.helm.images import find_images
 from installer.helm.values import unknown_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from bundler.lock import Blob
@@ -86,14 +87,18 @@ def resolve(
     *,
     now: datetime,
     previous: Lock | None = None,
+    update: Collection[str] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Lock:
     """Resolve everything in the spec; ``progress`` is told in a few words what comes next.
 
-    Where nothing differs from ``previous``, its serial and date are kept. Raises InvalidInput,
-    NotFound, TransferFailed or Corrupt.
+    Where nothing differs from ``previous``, its serial and date are kept. With ``update`` only what
+    it names is taken anew, all else by the digests of ``previous``. Raises InvalidInput, NotFound,
+    TransferFailed, Corrupt or NotTrusted.
     """
     wanted = spec.document
+    if update and previous is not None:
+        upstream.pins = pins(previous, update)
     if wanted.expires and wanted.expires < now.date():
         raise InvalidInput(f"{spec.path}: expires: {wanted.expires} has passed already")
     with ThreadPoolExecutor(THREADS) as pool:

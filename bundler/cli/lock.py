@@ -29,21 +29,38 @@ _SHORT = 12
 
 @click.command("lock")
 @click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--update", is_flag=True, help="Take anew only what is NAMEd, else everything.")
 @click.option("--lock", "lock_file", type=click.Path(path_type=Path), help="Default: beside SPEC.")
 @registry_config_option
 @output_option
 def command(
-    spec_file: Path, lock_file: Path | None, registry_config: Path | None, output: str
+    spec_file: Path,
+    names: tuple[str, ...],
+    lock_file: Path | None,
+    registry_config: Path | None,
+    output: str,
+    *,
+    update: bool,
 ) -> None:
     """Pin everything that SPEC means by digest, size and place, and write it to bundle.lock.
 
-    Run again it takes what upstream has by then; if nothing changed, the file stays the same.
+    Run again it takes what upstream has by then; if nothing changed, the file stays the same. With
+    --update NAME ... only these charts, images, tools and databases are taken anew (a name, a
+    reference or a pattern), all else as the last lock has it.
     """
+    if names and not update:
+        raise InvalidInput(f"{names[0]}: a NAME is for --update", hint="see bundler lock --help")
     spec = Spec.load(spec_file)
     lock_file = lock_file or spec_file.with_name("bundle.lock")
     before = previous_lock(lock_file)
     with open_upstream(spec_file.parent, registry_config) as upstream:
-        lock = lock_spec(spec, lock_file, upstream, now=datetime.now(UTC), previous=before)
+        if names and before is None:
+            raise InvalidInput(
+                f"{lock_file}: there is no lock to update", hint="leave --update out the first time"
+            )
+        now = datetime.now(UTC)
+        lock = lock_spec(spec, lock_file, upstream, now=now, previous=before, update=names)
     if output == "json":
         _print_json(lock_file, before, lock)
     else:
@@ -57,9 +74,10 @@ def lock_spec(
     *,
     now: datetime,
     previous: Lock | None = None,
+    update: tuple[str, ...] = (),
 ) -> Lock:
     """Resolve a spec and write its lock, unless it is the same as before; tells its progress."""
-    lock = resolve(spec, upstream, now=now, previous=previous, progress=say)
+    lock = resolve(spec, upstream, now=now, previous=previous, update=update, progress=say)
     if lock != previous:
         write_lock(lock_file, lock)
     return lock
@@ -117,8 +135,9 @@ def _print(lock_file: Path, before: Lock | None, lock: Lock) -> None:
     ]
     for image in lock.images:
         wanted = sorted({f"{o.chart}/{o.profile}" if o.chart else "spec" for o in image.origins})
+        held = "".join(f"; signed: {one.key}" for one in image.verified if one.key)
         rows.append(
-            ["image", f"{image.reference}  ({', '.join(wanted)})", "", _short(image.digest)]
+            ["image", f"{image.reference}  ({', '.join(wanted)}{held})", "", _short(image.digest)]
         )
     rows += [
         ["tool", f"{t.name} ({t.platform})", size_text(t.size), _short(t.digest)]
@@ -130,6 +149,8 @@ def _print(lock_file: Path, before: Lock | None, lock: Lock) -> None:
         rows.append(["database", database.reference + dated, size, digest])
     rows += [["file", f.name, size_text(f.size), _short(f.digest)] for f in lock.files]
     print_table("", ["kind", "name", "size", "digest"], rows)
+    for left in lock.excluded:
+        click.echo(f"left out: {left.reference}: {left.reason}")
     if before is not None and before != lock:
         click.echo()
         _print_changes(before, lock)

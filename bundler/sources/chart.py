@@ -176,7 +176,8 @@ def _from_repository(upstream: Upstream, wanted: ChartSource, what: str) -> tupl
             hint="for charts in a registry write the source as oci://host/path",
         )
     digest = str(found.get("digest") or "").removeprefix("sha256:")
-    return place, upstream.file(place, what, Digest(digest) if digest else None)
+    expected = upstream.pins.get(what) or (Digest(digest) if digest else None)
+    return place, upstream.file(place, what, expected)
 
 
 def _read_index(data: bytes, what: str) -> dict[str, Any]:

@@ -51,7 +51,10 @@ def lock_tool(upstream: Upstream, platform: str, wanted: ToolSource) -> Locked[T
     """
     what = f"tool {wanted.name}"
     expected = wanted.digest
-    if wanted.sha256_from:
+    pin = upstream.pins.get(what)
+    if wanted.sha256_from and pin:
+        expected = pin
+    elif wanted.sha256_from:
         expected = _published(upstream, wanted.sha256_from, wanted.source, what)
     method: Literal["checksum", "pinned", "local"] = "pinned" if wanted.sha256 else "local"
     method = "checksum" if wanted.sha256_from else method

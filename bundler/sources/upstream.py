@@ -31,7 +31,7 @@ from installer.oci.registry import RegistryStore
 from installer.oci.store import read_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
     from typing import Self
 
@@ -62,8 +62,9 @@ class Upstream:
     """Registries, web servers, the cache and the spec's folder behind one door, for many threads.
 
     ``folder`` is where relative paths start: the spec's. ``credentials`` finds the login for a
-    registry host, ``notice`` is told of failures that are followed by another attempt. It is a
-    context manager; leaving closes all connections.
+    registry host, ``notice`` is told of failures that are followed by another attempt. ``pins`` are
+    digests to stay with (bundler.pins), none at first. It is a context manager; leaving closes all
+    connections.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Upstream:
     ) -> None:
         self.cache = cache
         self.folder = folder
+        self.pins: Mapping[str, Digest] = {}
         self._hosts = hosts
         self._credentials = credentials
         self._patience = patience
@@ -110,8 +112,13 @@ class Upstream:
             return self._stores[host]
 
     def root(self, reference: Reference) -> Descriptor:
-        """Ask the registry what a reference is; raises NotFound, TransferFailed, Corrupt."""
-        return self.store(reference.host).resolve(reference.path, reference.version)
+        """Ask the registry what a reference is; raises NotFound, TransferFailed, Corrupt.
+
+        One that is to stay as the last lock has it is asked for by digest.
+        """
+        pin = self.pins.get(str(reference))
+        version = str(pin) if pin else reference.version
+        return self.store(reference.host).resolve(reference.path, version)
 
     def document(self, blob: Blob) -> bytes:
         """Read a manifest or a config whole, checked; bounded before a byte of it is read."""

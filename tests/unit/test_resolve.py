@@ -21,7 +21,7 @@ from installer.oci.http import Patience
 from tests import programs
 from tests.bundles import public_pem, signing_key
 from tests.upstream import Upstream as World
-from tests.upstream import charts, images
+from tests.upstream import charts, images, trivy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,6 +112,7 @@ def lock(world: World, tmp_path: Path) -> Callable[..., Lock]:
         *,
         now: dt.datetime = NOW,
         previous: Lock | None = None,
+        update: tuple[str, ...] = (),
         cache: str = "cache",
     ) -> Lock:
         document = yaml.safe_load(world.spec.read_text())
@@ -120,7 +121,7 @@ def lock(world: World, tmp_path: Path) -> Callable[..., Lock]:
         spec = Spec.load(world.spec)
         hosts = RegistryHosts(read_document(world.registries, RegistryConfig))
         with Upstream(hosts, BlobCache(tmp_path / cache), world.folder, patience=QUICK) as upstream:
-            return resolve(spec, upstream, now=now, previous=previous)
+            return resolve(spec, upstream, now=now, previous=previous, update=update)
 
     return run
 
@@ -365,3 +366,39 @@ def test_a_database_that_is_too_old(lock: Callable[..., Lock]) -> None:
         lock(lambda s: s.update(databases=[database]), now=later)
     longer = database | {"maxAge": "30d"}
     assert lock(lambda s: s.update(databases=[longer]), now=later).databases
+
+
+def test_only_what_is_named_is_taken_anew(world: World, lock: Callable[..., Lock]) -> None:
+    first = lock()
+    core, database = "docker.io/demo/core:v1.2.3", "ghcr.io/aquasecurity/trivy-db:2"
+    for reference in (core, "docker.io/library/toolbox:1.36"):
+        world.publish(reference, images.image([images.layer(200, f"moved {reference}")]))
+    world.publish(database, trivy.database(size=2000, updated=NOW))
+
+    def digests(made: Lock) -> dict[str, str]:
+        found = {image.reference: image.digest for image in made.images}
+        return found | {database.reference: database.digest for database in made.databases}
+
+    named = lock(previous=first, update=("demo/core",))
+    changed = {name for name, digest in digests(named).items() if digests(first)[name] != digest}
+    assert changed == {core}
+    assert digests(named)[core] == world.images[core].digest
+    second = lock(previous=first, update=("trivy-*", "anchorage", "helm"))
+    changed = {name for name, digest in digests(second).items() if digests(first)[name] != digest}
+    assert changed == {database}
+    with pytest.raises(InvalidInput, match=r"--update demo/cores") as caught:
+        lock(previous=first, update=("demo/cores",))
+    assert "demo/core" in caught.value.hint
+
+
+def test_what_upstream_no_longer_has_under_its_digest(
+    world: World, lock: Callable[..., Lock]
+) -> None:
+    first = lock()
+    toolbox = "docker.io/library/toolbox:1.36"
+    gone = world.images[toolbox].digest
+    world.publish(toolbox, images.image([images.layer(200, "moved")]))
+    del world.docker_io.repositories["library/toolbox"].manifests[gone]
+    with pytest.raises(NotFound, match=gone):
+        lock(previous=first, update=("helm",))
+    assert lock(previous=first, update=("helm", "*/toolbox"))
