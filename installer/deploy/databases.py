@@ -8,7 +8,6 @@ for a database until then: it is taken away from the scanner, which fetches the 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,8 +28,8 @@ from installer.site.private import read_file, write_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from installer.bundle.archive import VerifiedBundle
     from installer.bundle.manifest import Manifest
+    from installer.bundle.parts import BundleFile
     from installer.deploy.deployment import Request
     from installer.deploy.plan import Advance, Step
     from installer.site.model import Release, Serve
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 900.0
 """Seconds for a scan: a large database comes before it."""
+_CHUNK = 1 << 20
 _CACHE = "/home/scanner/.cache/trivy"
 _PROVEN = "databases-proven.json"
 _TOLD = "databases.json"
@@ -84,9 +84,15 @@ def check_site(request: Request) -> None:
                 hint="take `databases` of this bundle's spec from that of Harbor's bundle, and "
                 "run Harbor's bundle first if it had none",
             )
-    if site.seed.serve is None:
-        return
-    if state.read(SERVED, ServedBundle) is None:
+    if site.seed.serve is not None:
+        _check_served(request)
+
+
+def _check_served(request: Request) -> None:
+    """Refuse what the seed registry couldn't serve beside Harbor's bundle."""
+    state = request.state
+    served = state.read(SERVED, ServedBundle)
+    if served is None:
         raise PreflightFailed(
             f"{state.folder}: it is not known which bundle the seed registry serves",
             hint="run Harbor's own bundle once more, then this one",
@@ -95,6 +101,16 @@ def check_site(request: Request) -> None:
         raise PreflightFailed(
             "the seed registry serves bundles that are signed with another key",
             hint="sign both with one key, or run Harbor's bundle of the new key first",
+        )
+    lacking = {one.path for one in request.bundle.manifest.required}
+    for base in request.bundle.bases:
+        if str(base.digest) in {served.digest, *(one.digest for one in served.bases)}:
+            lacking -= {member.path for member in base.manifest.members}
+    if lacking:
+        raise PreflightFailed(
+            f"{request.bundle.path}: a delta, {len(lacking)} blobs of which Harbor's bundle lacks",
+            hint="the seed registry serves it beside Harbor's bundle and nothing else: build it "
+            "whole, or since that bundle, and give that with --base",
         )
 
 
@@ -143,9 +159,8 @@ class ServeDatabases:
     def apply(self) -> str:
         """Copy the bundle, so that its medium can go, and serve it; raises as ServeBundle does."""
         folder = self._state.subfolder("seed")
-        size = Path(self._bundle.path).stat().st_size
-        with self._meter("copying", size) as advance:
-            write_file(folder / DATABASES, _told(self._bundle, advance))
+        with self._meter("copying", self._bundle.file.size) as advance:
+            write_file(folder / DATABASES, _copied(self._bundle.file, advance))
         digest = str(self._bundle.digest)
         kept = ServedBundle(str(folder / DATABASES), digest)
         self._state.write(f"seed/{DATABASES}.json", kept)
@@ -153,11 +168,13 @@ class ServeDatabases:
         return f"a copy is served from {folder / DATABASES}: the medium can go"
 
 
-def _told(bundle: VerifiedBundle, advance: Advance) -> Iterator[bytes]:
-    with Path(bundle.path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            yield chunk
-            advance(len(chunk))
+def _copied(file: BundleFile, advance: Advance) -> Iterator[bytes]:
+    """The file that was verified, whole and from the descriptor that is held."""
+    position = 0
+    while chunk := file.read(_CHUNK, position):
+        yield chunk
+        position += len(chunk)
+        advance(len(chunk))
 
 
 class RenewDatabase:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import shutil
 import socket
@@ -155,6 +156,13 @@ def test_the_seed_serves_them_beside_and_goes_on_when_the_medium_is_gone(
             check_site(request)
             with pytest.raises(PreflightFailed, match="another key"):
                 check_site(replace(request, key=b"another"))
+            shared = "sha256:" + hashlib.sha256(b"{}").hexdigest()
+            thin, _ = made(tmp_path, "delta", dt.timedelta(), KNOWN, omit=[shared])
+            with open_bundle(thin, pem) as delta:
+                with pytest.raises(PreflightFailed, match="a delta, 1 blobs of which"):
+                    check_site(replace(request, bundle=delta))
+                delta.stand_on([open_bundle(path, pem)])
+                check_site(replace(request, bundle=delta))
             step = ServeDatabases(request, serve)
             assert not step.check()
             assert "the medium can go" in step.apply()
