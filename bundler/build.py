@@ -4,7 +4,7 @@
 (2) all manifests are read (they are small), since ``manifest.json`` is made from them;
 (3) the manifest is authored and the file laid out: from here on every offset is known;
 (4) the file is filled at its final offsets, each byte written once;
-(5) bundle.json is signed and the signature area written;
+(5) the attestations are signed, which changes no size, then bundle.json, and both are written;
 (6) the file is synced, and only then gets its final name: there is no half a bundle (target.py).
 """
 
@@ -17,11 +17,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
+
+from bundler.attestation import PROVENANCE, SBOM, SUBJECT, signed, unsigned
 from bundler.cache import read_chunks
 from bundler.fetch import Filled, Job, Journal, Observer, RateLimit, fill, read_marks
 from bundler.image_layout import OCI_LAYOUT, docker_manifest, index_json, readme
 from bundler.lock import bundle_manifest
+from bundler.provenance import provenance
 from bundler.reuse import LocalBlobs
+from bundler.sbom import MEMBER as SBOM_MEMBER
+from bundler.sbom import sbom, sbom_statement
 from bundler.sources.web import is_url
 from bundler.target import Target, check_target, partial_of
 from installer.bundle.digest import Digest
@@ -63,7 +69,10 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be written: the manifest's bytes, the places, and the small members' contents."""
+    """What will be written: the manifest's bytes, the places, and the small members' contents.
+
+    ``statements`` are those of the attestations, by member, which stand unsigned in ``front``.
+    """
 
     manifest: Manifest
     payload: bytes
@@ -72,6 +81,7 @@ class Plan:
     documents: dict[Digest, bytes]
     local: LocalBlobs
     installers: dict[str, Path]
+    statements: dict[str, bytes]
 
     @property
     def alone(self) -> int:
@@ -132,14 +142,17 @@ def plan(
         "oci-layout": OCI_LAYOUT,
         "index.json": index_json(listed),
         "manifest.json": docker_manifest(lock, documents),
+        SBOM_MEMBER: sbom(lock, installers),
     }
+    statements = _statements(lock, contents)
+    contents |= {path: unsigned(statement) for path, statement in statements.items()}
     first, *others = (Member(p, len(data), Digest.of(data).hex) for p, data in contents.items())
     programs = (Member(i.name, i.size, i.digest.hex, executable=True) for i in installers)
     manifest = bundle_manifest(lock, (first, *programs, *others), SIGNATURE_AREA, omitted)
     payload = encode(manifest)
     places = layout(manifest, len(payload))
     files = {installer.name: installer.path for installer in installers}
-    return Plan(manifest, payload, places, contents, documents, local, files)
+    return Plan(manifest, payload, places, contents, documents, local, files, statements)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +245,7 @@ def _write(
     target: Target,
     manner: Manner,
 ) -> Built:
-    places, digest = prepared.places, Digest.of(prepared.payload)
+    places = prepared.places
     notes = _journal(target)
     with target:
         target.open()
@@ -252,15 +265,45 @@ def _write(
             )
         finally:
             journal.close()
-        target.write(encode_area([key.sign(prepared.payload)], digest, SIGNATURE_AREA), 0)
+        manifest, payload, attestations = _attested(prepared, key)
+        for path, data in attestations.items():
+            target.write(data, places.by_path()[path].offset)
+        target.write(payload, places.manifest_offset + BLOCK)
+        digest = Digest.of(payload)
+        target.write(encode_area([key.sign(payload)], digest, SIGNATURE_AREA), 0)
         target.finish(digest)
         notes.unlink(missing_ok=True)
-    return Built(target.result, places.size, digest, prepared.manifest, filled)
+    return Built(target.result, places.size, digest, manifest, filled)
 
 
 def _identity(prepared: Plan, target: Target) -> str:
     """What a journal is of: the same bundle, cut into the same files."""
     return f"{Digest.of(prepared.payload)} in {target.cut}"
+
+
+def _statements(lock: Lock, contents: dict[str, bytes]) -> dict[str, bytes]:
+    """What is attested, by the members that will say it."""
+    subject = Digest.of(contents[SUBJECT])
+    return {
+        PROVENANCE: provenance(lock, subject),
+        SBOM: sbom_statement(contents[SBOM_MEMBER], subject),
+    }
+
+
+def _attested(prepared: Plan, key: SigningKey) -> tuple[Manifest, bytes, dict[str, bytes]]:
+    """The manifest and its bytes with signed attestations, and these by member.
+
+    Sizes and places stay: an attestation is as long without a signature.
+    """
+    attestations = {path: signed(text, key) for path, text in prepared.statements.items()}
+    members = tuple(
+        msgspec.structs.replace(member, sha256=Digest.of(attestations[member.path]).hex)
+        if member.path in attestations
+        else member
+        for member in prepared.manifest.members
+    )
+    manifest = msgspec.structs.replace(prepared.manifest, members=members)
+    return manifest, encode(manifest), attestations
 
 
 def _read_manifests(lock: Lock, upstream: Upstream, local: LocalBlobs) -> dict[Digest, bytes]:

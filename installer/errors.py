@@ -44,8 +44,12 @@ class WrongSignature(NotTrusted):
     """No signature holds for the given key: other key, or other bytes."""
 
 
+class TooFewSignatures(NotTrusted):
+    """Signatures of trusted keys hold, but not as many as the trust root asks for."""
+
+
 class Expired(NotTrusted):
-    """The manifest's expiry has passed."""
+    """The expiry of the manifest, or of the trust root, has passed."""
 
 
 class Rollback(NotTrusted):

@@ -30,7 +30,7 @@ from installer.bundle.manifest import (
     encode,
 )
 from installer.bundle.manifest import Image as BundledImage
-from installer.bundle.signature import PublicKey, Signature, encode_area
+from installer.bundle.signature import PublicKey, Signature, canonical, encode_area
 from installer.bundle.trust import KeyTrust
 from tests.upstream import images as upstream
 
@@ -57,7 +57,7 @@ def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def sign(payload: bytes, key: ec.EllipticCurvePrivateKey) -> Signature:
     public = PublicKey.of(key.public_key(), "test key")
-    return Signature(public.key_id, key.sign(payload, ec.ECDSA(hashes.SHA256())))
+    return Signature(public.key_id, canonical(key.sign(payload, ec.ECDSA(hashes.SHA256()))))
 
 
 def make_bundle(

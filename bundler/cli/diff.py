@@ -12,7 +12,7 @@ from bundler.difference import blob_bytes, changes
 from bundler.lock import Lock, read_lock
 from installer.bundle.digest import Digest
 from installer.cli.console import output_option, print_json, print_table, size_text
-from installer.cli.open import open_verified
+from installer.cli.open import TrustOptions, open_verified
 from installer.errors import InvalidInput
 from installer.helm.chart import ChartArchive
 from installer.helm.difference import changed_values
@@ -93,7 +93,7 @@ def _open(path: Path, key_file: Path | None, stack: ExitStack) -> Lock | Verifie
             f"{path}: not a bundle.lock, and to open a bundle its key is needed",
             hint="name the public key with --key release.pub",
         )
-    return stack.enter_context(open_verified(path, key_file))
+    return stack.enter_context(open_verified(path, TrustOptions(key_file, None)))
 
 
 def _values(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from installer.bundle.manifest import parse_time
+from installer.bundle.signature import PublicKey
 from installer.errors import Expired, Rollback, WrongChannel, WrongSignature
 
 if TYPE_CHECKING:
@@ -17,7 +18,30 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from installer.bundle.manifest import Manifest
-    from installer.bundle.signature import PublicKey, Signature
+    from installer.bundle.signature import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class TrustAnchor:
+    """What reached the site out of band, as its bytes: a public key (PEM), or a trust root.
+
+    ``name`` is the file's, for errors.
+    """
+
+    data: bytes
+    name: str
+    is_root: bool = False
+
+    def trust(self, now: datetime) -> Trust:
+        """Read it; raises InvalidInput for what it is not, Expired for a trust root of the past."""
+        if not self.is_root:
+            return KeyTrust(PublicKey.parse(self.data, self.name), self.name)
+        # python-tuf takes 0.1 s to import: a single key goes without.
+        from installer.bundle.trust_root import read_trust_root  # noqa: PLC0415
+
+        root = read_trust_root(self.data, self.name)
+        root.check_expiry(now)
+        return root
 
 
 class Trust(Protocol):
@@ -55,6 +79,22 @@ def check_expiry(manifest: Manifest, now: datetime) -> None:
             f"bundle {manifest.name} serial {manifest.serial} expired at {manifest.expires}",
             hint="bring a newer bundle, or set this machine's clock if it is wrong",
         )
+
+
+def check_together(manifests: Sequence[Manifest]) -> None:
+    """Refuse bundles that are used as one but are of several channels; raises WrongChannel.
+
+    That a base is the right one for its delta needs no more: the blobs that a delta leaves out are
+    listed, by digest, in its signed bytes.
+    """
+    first, *others = manifests
+    for manifest in others:
+        if manifest.channel != first.channel:
+            raise WrongChannel(
+                f"{first.name} serial {first.serial} is of channel {first.channel!r}, "
+                f"{manifest.name} serial {manifest.serial} of {manifest.channel!r}",
+                hint="a base and its deltas are of one channel: serve others by themselves",
+            )
 
 
 def check_history(

@@ -22,6 +22,8 @@ VERBS = {
     "harbor": "Compare what is set inside of Harbor with site.yaml, or make it so.",
     "status": "Show how the site is; changes nothing.",
     "uninstall": "Take away what was installed; data stays unless told otherwise.",
+    "trust": "Import, show or update the trust root of a site.",
+    "receipt": "Say what this site has and has accepted, to be carried back.",
     "support-bundle": "Collect what somebody elsewhere needs to help, without the secrets.",
 }
 

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from installer.cli.console import output_option, print_json, print_table, say
-from installer.cli.open import open_verified
+from installer.cli.open import TrustOptions, open_at, trust_options
 from installer.cli.run import site_option, state_folder_of, state_option
 from installer.errors import AcceptanceFailed, InvalidInput
 
@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("check")
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--key",
-    "key_file",
-    type=click.Path(path_type=Path),
-    help="Public key that you got over another way than the bundle; needed with BUNDLE.",
-)
+@trust_options
 @site_option
 @state_option
 @click.option(
@@ -38,7 +33,7 @@ if TYPE_CHECKING:
 @output_option
 def command(
     bundle: Path | None,
-    key_file: Path | None,
+    trusted: TrustOptions,
     site_file: Path,
     state_folder: Path | None,
     report_file: Path | None,
@@ -58,20 +53,21 @@ def command(
     from installer.site.model import read_site  # noqa: PLC0415
     from installer.site.state import State  # noqa: PLC0415
 
-    if (bundle is None) != (key_file is None):
+    if bundle is None and trusted != TrustOptions(None, None):
         raise InvalidInput(
             "BUNDLE and --key belong together", hint="give both, or neither to check Harbor alone"
         )
     site = read_site(site_file)
     state = State(state_folder_of(site, state_folder))
     with ExitStack() as stack:
-        context = None
-        if bundle is not None and key_file is not None:
-            verified = stack.enter_context(open_verified(bundle, key_file))
+        context, name = None, ""
+        if bundle is not None:
+            anchor = trusted.at(state)
+            name = Path(anchor.name).name
+            verified = stack.enter_context(open_at(bundle, anchor, state))
             context = stack.enter_context(looking(verified, site, state))
         stack.enter_context(state.held())
         told = _Told(silent=output == "json")
-        name = key_file.name if key_file else ""
         report = accept(Checked(site, state, context, name, told.watch, told.found))
         if context is not None:
             keep(state, report)

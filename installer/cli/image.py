@@ -219,7 +219,7 @@ def _source(
     if is_bundle(path):
         from installer.bundle.catalog import catalog  # noqa: PLC0415 (slow to import)
         from installer.bundle.manifest import Chart, Image  # noqa: PLC0415
-        from installer.cli.open import open_verified  # noqa: PLC0415
+        from installer.cli.open import TrustOptions, open_verified  # noqa: PLC0415
         from installer.oci.bundle_store import BundleStore  # noqa: PLC0415
 
         if key_file is None:
@@ -227,7 +227,7 @@ def _source(
                 f"{path}: is a bundle, which is used only if its signature holds",
                 hint="give --key release.pub",
             )
-        bundle = stack.enter_context(open_verified(path, key_file))
+        bundle = stack.enter_context(open_verified(path, TrustOptions(key_file, None)))
         store = BundleStore(bundle)
         images = [
             FoundImage(one.root, (one.reference,))

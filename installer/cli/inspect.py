@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import TYPE_CHECKING
 
 import click
@@ -10,12 +12,14 @@ import msgspec
 from installer.bundle.digest import Digest
 from installer.cli.console import output_option, print_json, print_table, size_text
 from installer.cli.open import (
+    TrustOptions,
     bundle_argument,
     delta_words,
-    key_option,
     open_verified,
     required_facts,
+    trust_options,
 )
+from installer.errors import InvalidInput
 from installer.oci.graph import ImageIndex, read_manifest
 from installer.oci.reference import Reference
 
@@ -28,11 +32,24 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @bundle_argument
-@key_option
+@trust_options
 @output_option
-def command(bundle: Path, key_file: Path, output: str) -> None:
+@click.option("--sbom", is_flag=True, help="Print its CycloneDX bill of materials instead.")
+@click.option("--provenance", is_flag=True, help="Print its SLSA provenance instead.")
+def command(
+    bundle: Path, trusted: TrustOptions, output: str, *, sbom: bool, provenance: bool
+) -> None:
     """Show what BUNDLE holds. The signature is checked first, the contents are not read."""
-    with open_verified(bundle, key_file) as verified:
+    if sbom and provenance:
+        raise InvalidInput("--sbom and --provenance: one at a time")
+    with open_verified(bundle, trusted) as verified:
+        if sbom:
+            click.echo(_read(verified, "sbom.cdx.json"), nl=False)
+            return
+        if provenance:
+            envelope = json.loads(_read(verified, "provenance.sigstore.json"))
+            print_json(json.loads(base64.b64decode(envelope["dsseEnvelope"]["payload"])))
+            return
         if output == "json":
             document = msgspec.to_builtins(verified.manifest)
             document["digest"] = str(verified.digest)
@@ -42,6 +59,12 @@ def command(bundle: Path, key_file: Path, output: str) -> None:
             print_json(document)
             return
         _show(verified)
+
+
+def _read(verified: VerifiedBundle, member: str) -> bytes:
+    if verified.find(member) is None:
+        raise InvalidInput(f"{verified.path}: there is no {member} in it")
+    return verified.read(member)
 
 
 def _show(verified: VerifiedBundle) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from installer.cli.console import output_option, print_json, print_table, progress
-from installer.cli.open import bundle_argument, key_option, open_verified, read_key
+from installer.cli.open import TrustOptions, bundle_argument, open_verified, trust_options
 from installer.cli.run import (
     downgrade_option,
     own_command,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command("preflight")
 @bundle_argument
-@key_option
+@trust_options
 @site_option
 @state_option
 @click.option(
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @output_option
 def command(
     bundle: Path,
-    key_file: Path,
+    trusted: TrustOptions,
     site_file: Path,
     state_folder: Path | None,
     downgrade: str,
@@ -61,9 +62,9 @@ def command(
 
     start = time.monotonic()
     site = read_site(site_file)
-    key = read_key(key_file)
-    with open_verified(bundle, key_file, key) as verified:
-        state = State(state_folder_of(site, state_folder))
+    state = State(state_folder_of(site, state_folder))
+    key = trusted.at(state)
+    with open_verified(bundle, key, state.time(datetime.now(UTC))) as verified:
         request = Request(verified, site, state, key, own_command(), downgrade.strip(), progress)
         checks = preflight(request, pull=pull)
     seconds = time.monotonic() - start

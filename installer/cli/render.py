@@ -14,7 +14,7 @@ import click
 import yaml
 
 from installer.cli.console import say
-from installer.cli.open import bundle_argument, key_option, open_verified
+from installer.cli.open import TrustOptions, bundle_argument, open_at, trust_options
 from installer.cli.run import site_option, state_folder_of, state_option
 from installer.helm.images import read_objects
 from installer.redaction import redact
@@ -48,7 +48,7 @@ _Dumper.add_representer(
 
 @click.command("render")
 @bundle_argument
-@key_option
+@trust_options
 @site_option
 @state_option
 @click.option(
@@ -58,7 +58,11 @@ _Dumper.add_representer(
     help="Version of Kubernetes to render for.",
 )
 def command(
-    bundle: Path, key_file: Path, site_file: Path, state_folder: Path | None, kube_version: str
+    bundle: Path,
+    trusted: TrustOptions,
+    site_file: Path,
+    state_folder: Path | None,
+    kube_version: str,
 ) -> None:
     """Print the objects that BUNDLE's Helm makes of site.yaml; touch nothing.
 
@@ -76,7 +80,7 @@ def command(
     site = read_site(site_file)
     state = State(state_folder_of(site, state_folder))
     with (
-        open_verified(bundle, key_file) as verified,
+        open_at(bundle, trusted, state) as verified,
         looking(verified, site, state, needed=("helm",)) as context,
     ):
         for release in site.releases:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from installer.cli.console import output_option, print_json, progress, say
-from installer.cli.open import bundle_argument, key_option, open_verified, read_key
+from installer.cli.open import TrustOptions, bundle_argument, open_verified, trust_options
 
 if TYPE_CHECKING:
     from installer.bundle.archive import VerifiedBundle
@@ -46,7 +47,7 @@ downgrade_option = click.option(
 
 @click.command("run")
 @bundle_argument
-@key_option
+@trust_options
 @site_option
 @state_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be done; touch nothing.")
@@ -54,7 +55,7 @@ downgrade_option = click.option(
 @output_option
 def command(
     bundle: Path,
-    key_file: Path,
+    trusted: TrustOptions,
     site_file: Path,
     state_folder: Path | None,
     downgrade: str,
@@ -75,9 +76,9 @@ def command(
 
     start = time.monotonic()
     site = read_site(site_file)
-    key = read_key(key_file)
-    with open_verified(bundle, key_file, key) as verified:
-        state = State(state_folder_of(site, state_folder))
+    state = State(state_folder_of(site, state_folder))
+    key = trusted.at(state)
+    with open_verified(bundle, key, state.time(datetime.now(UTC))) as verified:
         warnings = _Warnings()
         request = Request(
             verified, site, state, key, own_command(), downgrade.strip(), progress, warnings

@@ -8,6 +8,7 @@ import signal
 import ssl
 import stat
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING
 import click
 
 from installer.bundle.delta import refuse_gaps
+from installer.bundle.trust import check_together
 from installer.cli.console import say, size_text
-from installer.cli.open import base_option, key_option, open_verified
+from installer.cli.open import TrustOptions, base_option, open_accepted, trust_options
 from installer.errors import InvalidInput, TransferFailed
 from installer.oci.bundle_store import BundleStore
 from installer.serve import BundleServer, parse_listen
@@ -36,24 +38,32 @@ _MAX_READY = 512
 @click.command("serve")
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=_PATH)
 @base_option
-@key_option
+@trust_options
 @click.option(
     "--listen", default="127.0.0.1:5000", show_default=True, help="Address; port 0 takes any."
 )
 @click.option("--tls-cert", type=_PATH, help="Certificate chain, PEM.")
 @click.option("--tls-key", type=_PATH, help="Its private key, PEM, without a passphrase.")
 @click.option("--plain-http", is_flag=True, help="Allow other machines in without TLS.")
+@click.option(
+    "--accepted",
+    multiple=True,
+    metavar="DIGEST",
+    help="A bundle.json that a run has accepted here: its expiry matters no more.",
+)
 @click.option("--ready-file", type=_PATH, help="Write the URL here once it is served.")
 @click.option("--access-log", is_flag=True, help="A line for each request on standard error.")
 def command(
     bundles: tuple[Path, ...],
-    key_file: Path,
+    trusted: TrustOptions,
     listen: str,
     tls_cert: Path | None,
     tls_key: Path | None,
     plain_http: bool,  # noqa: FBT001 (click hands it over by name)
     ready_file: Path | None,
     access_log: bool,  # noqa: FBT001 (the same)
+    *,
+    accepted: tuple[str, ...],
 ) -> None:
     """Serve one or several BUNDLEs (deltas and what they stand on) as a registry, in place.
 
@@ -66,10 +76,12 @@ def command(
         _refuse_foreign(ready_file)
     with ExitStack() as stack:
         stack.enter_context(_logged_to_terminal(access=access_log))
+        anchor, now = trusted.anchor(), datetime.now(UTC)
         opened = [
-            stack.enter_context(open_verified(path, key_file, alone=number > 0))
+            stack.enter_context(open_accepted(path, anchor, accepted, now, alone=number > 0))
             for number, path in enumerate(bundles)
         ]
+        check_together([bundle.manifest for bundle in opened])
         store = BundleStore(*opened)
         for bundle in opened:
             refuse_gaps(bundle, [m for m in bundle.missing if not store.place(m.digest)])

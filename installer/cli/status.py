@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from installer.cli.console import output_option, print_json, print_table
-from installer.cli.open import bundle_argument, key_option, open_verified
+from installer.cli.open import TrustOptions, bundle_argument, open_at, trust_options
 from installer.cli.run import site_option, state_folder_of, state_option
 from installer.errors import AcceptanceFailed, PreflightFailed
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @click.command("status")
 @bundle_argument
-@key_option
+@trust_options
 @site_option
 @state_option
 @output_option
 def command(
-    bundle: Path, key_file: Path, site_file: Path, state_folder: Path | None, output: str
+    bundle: Path, trusted: TrustOptions, site_file: Path, state_folder: Path | None, output: str
 ) -> int:
     """Show how the site is that was installed from BUNDLE; changes nothing.
 
@@ -44,7 +44,7 @@ def command(
     site = read_site(site_file)
     state = State(state_folder_of(site, state_folder))
     with (
-        open_verified(bundle, key_file) as verified,
+        open_at(bundle, trusted, state) as verified,
         looking(verified, site, state) as context,
     ):
         status = look(context, utc_now())

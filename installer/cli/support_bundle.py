@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from installer.cli.console import print_table, say, size_text
-from installer.cli.open import bundle_argument, key_option, open_verified
+from installer.cli.open import TrustOptions, bundle_argument, open_at, trust_options
 from installer.cli.run import site_option, state_folder_of, state_option
 
 
 @click.command("support-bundle")
 @bundle_argument
-@key_option
+@trust_options
 @site_option
 @state_option
 @click.option(
@@ -23,7 +23,7 @@ from installer.cli.run import site_option, state_folder_of, state_option
     help="The file to write, for example support.tar.gz; nothing is replaced.",
 )
 def command(
-    bundle: Path, key_file: Path, site_file: Path, state_folder: Path | None, out: Path
+    bundle: Path, trusted: TrustOptions, site_file: Path, state_folder: Path | None, out: Path
 ) -> None:
     """Collect into one file what somebody elsewhere needs to help; changes nothing at the site.
 
@@ -46,7 +46,7 @@ def command(
     check_out(out)
     state = State(state_folder_of(site, state_folder))
     with (
-        open_verified(bundle, key_file) as verified,
+        open_at(bundle, trusted, state) as verified,
         looking(verified, site, state) as context,
     ):
         say(f"asking the site {site.name}; this may take some minutes")

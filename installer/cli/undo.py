@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from installer.cli.console import output_option, print_json, progress, say
-from installer.cli.open import bundle_argument, key_option, open_verified, read_key
+from installer.cli.open import TrustOptions, bundle_argument, open_verified, trust_options
 from installer.cli.run import _Progress, own_command, site_option, state_folder_of, state_option
 from installer.errors import InvalidInput
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("undo")
 @bundle_argument
-@key_option
+@trust_options
 @site_option
 @state_option
 @click.option("--release", "key", default="", help="NAMESPACE/NAME, where there are several.")
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @output_option
 def command(
     bundle: Path,
-    key_file: Path,
+    trusted: TrustOptions,
     site_file: Path,
     state_folder: Path | None,
     key: str,
@@ -50,9 +51,9 @@ def command(
 
     start = time.monotonic()
     site = read_site(site_file)
-    pem = read_key(key_file)
-    with open_verified(bundle, key_file, pem) as verified:
-        state = State(state_folder_of(site, state_folder))
+    state = State(state_folder_of(site, state_folder))
+    pem = trusted.at(state)
+    with open_verified(bundle, pem, state.time(datetime.now(UTC))) as verified:
         request = Request(verified, site, state, pem, own_command(), undo.REASON, progress)
         back = undo.find(request, key)
         if back is None:

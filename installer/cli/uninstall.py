@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from installer.cli.console import output_option, print_json, print_table, say
-from installer.cli.open import bundle_argument, key_option, open_verified
+from installer.cli.open import TrustOptions, bundle_argument, open_at, trust_options
 from installer.cli.run import _Progress, site_option, state_folder_of, state_option
 from installer.errors import InvalidInput
 
@@ -26,7 +26,7 @@ _DATA = "delete data"
 
 @click.command("uninstall")
 @bundle_argument
-@key_option
+@trust_options
 @site_option
 @state_option
 @click.option(
@@ -41,7 +41,7 @@ _DATA = "delete data"
 @output_option
 def command(
     bundle: Path,
-    key_file: Path,
+    trusted: TrustOptions,
     site_file: Path,
     state_folder: Path | None,
     releases: Sequence[str],
@@ -64,8 +64,8 @@ def command(
 
     start = time.monotonic()
     site = read_site(site_file)
-    with open_verified(bundle, key_file) as verified:
-        state = State(state_folder_of(site, state_folder))
+    state = State(state_folder_of(site, state_folder))
+    with open_at(bundle, trusted, state) as verified:
         request = Request(verified, site, state, tuple(releases), delete_data)
         if not yes:
             _confirm(site.name, plan(request))

@@ -11,11 +11,12 @@ import click
 from installer.bundle.delta import refuse_gaps
 from installer.cli.console import output_option, print_json, progress, say, size_text
 from installer.cli.open import (
+    TrustOptions,
     bundle_argument,
     delta_words,
-    key_option,
     open_verified,
     required_facts,
+    trust_options,
 )
 from installer.errors import Corrupt
 
@@ -27,15 +28,16 @@ _SHOWN = 20
 
 @click.command("verify")
 @bundle_argument
-@key_option
+@trust_options
 @output_option
-def command(bundle: Path, key_file: Path, output: str) -> None:
+def command(bundle: Path, trusted: TrustOptions, output: str) -> None:
     """Check that BUNDLE is what its sender signed, down to the last byte.
 
     Exit code 3: not trusted. Exit code 4: something in it differs from what was signed.
     """
     start = time.monotonic()
-    with open_verified(bundle, key_file) as verified:
+    anchor = trusted.anchor()
+    with open_verified(bundle, anchor) as verified:
         manifest = verified.manifest
         if verified.bases:
             refuse_gaps(verified)
@@ -78,7 +80,7 @@ def command(bundle: Path, key_file: Path, output: str) -> None:
         say(
             f"verified: {manifest.name} serial {manifest.serial} of channel {manifest.channel}, "
             f"created {manifest.created}\n"
-            f"  signed by key {verified.signers[0][:16]} ({key_file})\n"
+            f"  signed by key {', '.join(one[:16] for one in verified.signers)} ({anchor.name})\n"
             f"  {len(manifest.members)} members, {size_text(verified.layout.size)}, "
             f"{seconds:.1f} s, bundle.json {verified.digest}"
         )

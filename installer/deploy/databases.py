@@ -15,7 +15,7 @@ import msgspec
 from installer.deploy.harbor_access import access_to
 from installer.deploy.kubectl import Kubectl
 from installer.deploy.push import PushBundle
-from installer.deploy.seed import DATABASES, SERVED, ServeBundle, ServedBundle
+from installer.deploy.seed import DATABASES, SERVED, ServeBundle, ServedBundle, key_file
 from installer.errors import AcceptanceFailed, AirgapError, PreflightFailed
 from installer.harbor.vulnerability_data import (
     found_planted,
@@ -97,7 +97,7 @@ def _check_served(request: Request) -> None:
             f"{state.folder}: it is not known which bundle the seed registry serves",
             hint="run Harbor's own bundle once more, then this one",
         )
-    if read_file(state.path("seed") / "release.pub") != request.key:
+    if read_file(key_file(state, request.key)) != request.key.data:
         raise PreflightFailed(
             "the seed registry serves bundles that are signed with another key",
             hint="sign both with one key, or run Harbor's bundle of the new key first",

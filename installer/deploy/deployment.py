@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from installer.bundle.archive import VerifiedBundle
+    from installer.bundle.trust import TrustAnchor
     from installer.deploy.cluster import ClusterInfo
     from installer.deploy.context import Context
     from installer.deploy.plan import Meter, Observer, Planned, Step
@@ -53,8 +55,8 @@ def _unheard(check: Check) -> None:
 class Request:
     """What a run is asked for.
 
-    ``key`` is the PEM of the public key that the bundle was verified with, ``command`` starts the
-    installer itself, for the seed registry in the background. ``downgrade`` is the reason for
+    ``key`` is what the bundle was verified with, a public key or a trust root; ``command`` starts
+    the installer itself, for the seed registry in the background. ``downgrade`` is the reason for
     which an older bundle may be used, or empty. ``meter`` shows the progress of long steps,
     ``warn`` is told before the first change of what will do, but not for long or for everybody.
     """
@@ -62,7 +64,7 @@ class Request:
     bundle: VerifiedBundle
     site: Site
     state: State
-    key: bytes
+    key: TrustAnchor
     command: tuple[str, ...]
     downgrade: str = ""
     meter: Meter = unmeasured
@@ -153,9 +155,8 @@ def _execute(
     report = Report()
     execute([verify], state.journal, digest, observer, report)
     # Not earlier: a damaged bundle must not lock the site out of the good one before it.
-    if manifest.serial < state.serials.highest.get(manifest.history, 0):
-        state.journal.append("downgrade", bundle=digest, text=request.downgrade)
-    state.record(manifest)
+    now = datetime.now(UTC)
+    state.accept(request.bundle, request.site.name, now, downgrade=request.downgrade)
     if not manifest.only_databases:
         databases.remember_names(state, manifest)
     return execute(others, state.journal, digest, observer, report)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from installer.bundle.archive import VerifiedBundle
+    from installer.bundle.trust import TrustAnchor
     from installer.site.model import Serve, Site
     from installer.site.state import State
 
@@ -56,11 +57,16 @@ class _Health(msgspec.Struct):
     bundles: list[_Bundle]
 
 
+def key_file(state: State, anchor: TrustAnchor) -> Path:
+    """Where the seed registry finds what its bundles are verified with."""
+    return state.path("seed") / ("trust-root.json" if anchor.is_root else "release.pub")
+
+
 class ServeBundle:
     """Keep ``installer serve`` running in the background, with this bundle.
 
-    ``command`` starts the installer itself (program and leading arguments), ``key`` is the PEM of
-    the public key that the bundle was verified with.
+    ``command`` starts the installer itself (program and leading arguments), ``key`` is
+    what the bundle was verified with, a public key or a trust root.
     """
 
     name = "seed"
@@ -78,8 +84,9 @@ class ServeBundle:
         self._state = state
         self._bundle = bundle
         self._command: Sequence[str] = how["command"]
-        self._key: bytes = how["key"]
+        self._key: TrustAnchor = how["key"]
         self._folder = state.path("seed")
+        self._key_file = key_file(state, self._key)
         self._pid_file = self._folder / "serve.pid"
         wanted = serve.service == "systemd" or (serve.service == "auto" and systemd.is_there())
         self._unit = systemd.unit_name(site.name) if wanted else ""
@@ -127,16 +134,16 @@ class ServeBundle:
         host = split_address(self._serve.address)[0]
         if self._serve.tls and not leaf_is_good(self._folder, [host], utc_now()):
             return False
-        if read_file(self._folder / "release.pub") != self._key:
+        if read_file(self._key_file) != self._key.data:
             return False
         return self._is_ours() and self._served() == self._digests()
 
     def apply(self) -> str:
         """Start it, or start it anew, and wait until it answers; raises DeploymentFailed."""
         folder = self._state.subfolder("seed")
-        if read_file(folder / "release.pub") != self._key:
+        if read_file(self._key_file) != self._key.data:
             (folder / DATABASES).unlink(missing_ok=True)  # another key signed it
-        write_file(folder / "release.pub", self._key)
+        write_file(self._key_file, self._key.data)
         mine = _served(self._bundle)
         self._state.write(SERVED, mine)
         if self._serve.tls:
@@ -176,7 +183,8 @@ class ServeBundle:
             str(Path(self._bundle.path).absolute()),
             *([str(self._folder / DATABASES)] if self._databases() else []),
             *(f"--base={Path(base.path).absolute()}" for base in self._bundle.bases),
-            f"--key={self._folder / 'release.pub'}",
+            f"--{'trust-root' if self._key.is_root else 'key'}={self._key_file}",
+            *(f"--accepted={digest}" for digest in sorted(self._digests())),
             f"--listen={self._serve.listen}",
         ]
         if self._serve.tls:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -277,10 +278,7 @@ def run(request: Request, back: Return, observer: Observer) -> Report:
         state.journal.append("run", bundle=digest, text=f"undo: {back.sentence}")
         report = Report()
         execute([verify], state.journal, digest, observer, report)
-        manifest = request.bundle.manifest
-        if manifest.serial < state.serials.highest.get(manifest.channel, 0):
-            state.journal.append("downgrade", bundle=digest, text=REASON)
-        state.record(manifest)
+        state.accept(request.bundle, request.site.name, datetime.now(UTC), downgrade=REASON)
         execute(others, state.journal, digest, observer, report)
         undo.finish()
         return report

@@ -17,6 +17,15 @@ from typing import TYPE_CHECKING
 import msgspec
 from filelock import FileLock, Timeout
 
+from installer.bundle.manifest import format_time, parse_time
+from installer.bundle.receipt import (
+    AcceptedBundle,
+    Downgrade,
+    Receipt,
+    decode_receipt,
+    encode_receipt,
+    held_blobs,
+)
 from installer.bundle.trust import check_history
 from installer.errors import Corrupt, InvalidInput, PreflightFailed
 from installer.site.journal import Journal
@@ -28,16 +37,25 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TypeVar
 
+    from installer.bundle.archive import VerifiedBundle
     from installer.bundle.manifest import Manifest
 
     T = TypeVar("T")
 
 
+_RECEIPT = "receipt.json"
+
+
 class Serials(msgspec.Struct, frozen=True):
-    """The channel that the site follows and the highest serial seen in each history."""
+    """The channel that the site follows, and the highest serial seen in each history.
+
+    ``created`` is the latest time (RFC 3339) at which a bundle that was used here was made: it is
+    not earlier than that, whatever the clock says.
+    """
 
     channel: str = ""
     highest: dict[str, int] = {}
+    created: str = ""
 
 
 class _Holder(msgspec.Struct, frozen=True):
@@ -127,10 +145,60 @@ class State:
             allow_downgrade=allow_downgrade,
         )
 
+    def time(self, clock: datetime) -> datetime:
+        """The later of the clock and the newest bundle's date.
+
+        A clock that was set back, or a dead battery, makes no expired bundle good again.
+        """
+        created = self.serials.created
+        return max(clock, parse_time(created)) if created else clock
+
     def record(self, manifest: Manifest) -> None:
-        """Remember channel and serial of a bundle that is used; a lower one changes nothing."""
+        """Remember channel, serial and date of a bundle that is used; lower ones change nothing."""
         seen = self.serials
         highest = max(manifest.serial, seen.highest.get(manifest.history, 0))
-        now = Serials(manifest.channel, {**seen.highest, manifest.history: highest})
+        created = max(manifest.created, seen.created)
+        now = Serials(manifest.channel, {**seen.highest, manifest.history: highest}, created)
         if now != seen:
             self.write("serials.json", now)
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the site has and has accepted, None before its first bundle; raises Corrupt."""
+        data = read_file(self.path(_RECEIPT))
+        if data is None:
+            return None
+        try:
+            return decode_receipt(data, str(self.path(_RECEIPT)))
+        except InvalidInput as error:
+            raise Corrupt(
+                error.message,
+                hint="bring it back from a backup; a run writes a deleted one anew",
+            ) from error
+
+    def accept(self, bundle: VerifiedBundle, site: str, now: datetime, *, downgrade: str) -> None:
+        """Remember a bundle whose content was verified, in serials and receipt, only while held.
+
+        ``downgrade`` is the reason for a lower serial than one seen; it is written into journal and
+        receipt when the bundle is one.
+        """
+        manifest, when = bundle.manifest, format_time(now)
+        highest = self.serials.highest.get(manifest.history, 0)
+        digest = bundle.digest.hex
+        before = self.receipt or Receipt("receipt/v1", "Receipt", site, when)
+        bundles, downgrades = before.bundles, before.downgrades
+        older = manifest.serial < highest
+        if older:
+            self.journal.append("downgrade", bundle=str(bundle.digest), text=downgrade)
+        if not bundles or bundles[-1].sha256 != digest:
+            name, channel, serial = manifest.name, manifest.channel, manifest.serial
+            bundles += (AcceptedBundle(name, channel, serial, digest, when, bundle.signers),)
+            if older:
+                downgrades += (Downgrade(when, channel, serial, highest, digest, downgrade),)
+        blobs = held_blobs([manifest])
+        if manifest.only_databases:  # beside the bundle that Harbor is of
+            blobs = tuple(sorted({*before.blobs, *blobs}))
+        after = Receipt("receipt/v1", "Receipt", site, when, bundles, blobs, downgrades)
+        if after != msgspec.structs.replace(before, created=when):
+            write_file(self.path(_RECEIPT), encode_receipt(after))
+        self.record(manifest)

@@ -6,10 +6,11 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from installer.bundle.archive import UnverifiedBundle
-from installer.bundle.trust import KeyTrust, check_history
+from installer.bundle.trust import KeyTrust, check_history, check_together
 from installer.errors import (
     AirgapError,
     Corrupt,
@@ -100,6 +101,13 @@ def test_rollback_and_other_channel() -> None:
     check_history(manifest, channel="stable", highest_serial=8, allow_downgrade=True)
     with pytest.raises(WrongChannel):
         check_history(manifest, channel="edge", highest_serial=None, allow_downgrade=False)
+
+
+def test_bundles_of_two_channels_are_not_used_as_one() -> None:
+    edge = msgspec.structs.replace(GOOD.manifest, channel="edge", serial=9)
+    check_together([GOOD.manifest, GOOD.manifest])
+    with pytest.raises(WrongChannel, match="edge"):
+        check_together([GOOD.manifest, edge])
 
 
 def test_content_that_differs_is_refused_each_time(tmp_path: Path) -> None:

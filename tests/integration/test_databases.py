@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from installer.bundle.trust import TrustAnchor
 from installer.deploy import daemon
 from installer.deploy.databases import ServeDatabases, check_site, remember_names
 from installer.deploy.deployment import Request
@@ -140,8 +141,9 @@ def test_the_seed_serves_them_beside_and_goes_on_when_the_medium_is_gone(
     state = State(tmp_path / "state")
     path, pem = made(tmp_path, "harbor", WEEK, OTHER)
     fresh, _ = made(tmp_path, "databases", dt.timedelta(), KNOWN)
+    anchor = TrustAnchor(pem, "k.pub")
     with open_bundle(path, pem) as main, open_bundle(fresh, pem) as newer, state.held():
-        request = Request(newer, site, state, pem, INSTALLER)
+        request = Request(newer, site, state, anchor, INSTALLER)
         with pytest.raises(PreflightFailed, match="nothing was installed"):
             check_site(request)
         state.record(main.manifest)
@@ -150,12 +152,12 @@ def test_the_seed_serves_them_beside_and_goes_on_when_the_medium_is_gone(
         remember_names(state, main.manifest)
         with pytest.raises(PreflightFailed, match="not known which bundle"):
             check_site(request)
-        first = ServeBundle(site, serve, state, main, command=INSTALLER, key=pem)
+        first = ServeBundle(site, serve, state, main, command=INSTALLER, key=anchor)
         try:
             first.apply()
             check_site(request)
             with pytest.raises(PreflightFailed, match="another key"):
-                check_site(replace(request, key=b"another"))
+                check_site(replace(request, key=TrustAnchor(b"another", "k.pub")))
             shared = "sha256:" + hashlib.sha256(b"{}").hexdigest()
             thin, _ = made(tmp_path, "delta", dt.timedelta(), KNOWN, omit=[shared])
             with open_bundle(thin, pem) as delta:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from installer.bundle.trust import TrustAnchor
 from installer.deploy import daemon
 from installer.deploy.databases import RenewDatabase, remember_names
 from installer.deploy.deployment import Request, hosting
@@ -103,7 +104,8 @@ class InUse:
             client.post("/projects", document)
 
     def request(self, bundle: Any, pem: bytes) -> Request:
-        return Request(bundle, read_site(self.folder / "site.yaml"), self.state, pem, ())
+        anchor = TrustAnchor(pem, "k.pub")
+        return Request(bundle, read_site(self.folder / "site.yaml"), self.state, anchor, ())
 
 
 @pytest.fixture
@@ -253,9 +255,10 @@ def test_a_bundle_with_only_databases_goes_the_whole_way(in_use: InUse) -> None:
 
     site = read_site(folder / "site.yaml")
     assert site.seed.serve is not None
+    anchor = TrustAnchor(pem, "k.pub")
     with open_bundle(main, pem) as bundle, state.held():
         command = (sys.executable, str(INSTALLER))
-        ServeBundle(site, site.seed.serve, state, bundle, command=command, key=pem).apply()
+        ServeBundle(site, site.seed.serve, state, bundle, command=command, key=anchor).apply()
         state.record(bundle.manifest)
         remember_names(state, bundle.manifest)
         tool = state.subfolder("tools") / "kubectl"

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from installer.bundle.trust import TrustAnchor
 from installer.deploy.deployment import Request, hosting
 from installer.deploy.harbor_access import HarborAccess
 from installer.site.harbor import Harbor, HostBundle
@@ -67,7 +68,9 @@ def test_images_charts_and_databases_are_in_the_project(
     harbor = Harbor(docker_registry.url, host_bundle=HostBundle("airgap", public=False))
     site = Site("site/v1", "Site", "s", Cluster("k"), Seed(), (Release("harbor", harbor=harbor),))
     with open_bundle(path, pem) as bundle:
-        (step,) = hosting(Request(bundle, site, State(tmp_path / "state"), pem, ()))
+        (step,) = hosting(
+            Request(bundle, site, State(tmp_path / "state"), TrustAnchor(pem, "k.pub"), ())
+        )
         assert not step.check()
         assert "helm pull oci://" in step.apply()
         assert step.check()
@@ -86,7 +89,10 @@ def test_nothing_is_hosted_unless_asked_for(tmp_path: Path) -> None:
     harbor = Harbor("https://harbor.invalid")
     site = Site("site/v1", "Site", "s", Cluster("k"), Seed(), (Release("harbor", harbor=harbor),))
     with open_bundle(path, pem) as bundle:
-        assert hosting(Request(bundle, site, State(tmp_path / "state"), pem, ())) == []
+        assert (
+            hosting(Request(bundle, site, State(tmp_path / "state"), TrustAnchor(pem, "k.pub"), ()))
+            == []
+        )
 
 
 def test_a_chart_of_ones_own_is_pushed_and_pulled_by_helm(

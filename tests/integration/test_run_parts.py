@@ -16,6 +16,7 @@ import pytest
 import requests
 import yaml
 
+from installer.bundle.trust import TrustAnchor
 from installer.cli.render import without_secrets
 from installer.deploy import daemon
 from installer.deploy.check import RunningImages
@@ -277,7 +278,9 @@ def seed(tmp_path: Path) -> Iterator[Callable[..., ServeBundle]]:
             opened.append(bundle)
             serve = Serve(address, address, tls=tls, service="none")
             site = Site("site/v1", "Site", "s", Cluster("k"), Seed(serve=serve), ())
-            return ServeBundle(site, serve, state, bundle, command=INSTALLER, key=pem)
+            return ServeBundle(
+                site, serve, state, bundle, command=INSTALLER, key=TrustAnchor(pem, "k.pub")
+            )
 
         with state.held():
             yield make

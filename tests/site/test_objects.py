@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from installer.cli.open import open_verified
+from installer.cli.open import TrustOptions, open_verified
 from installer.deploy.cluster import ClusterInfo
 from installer.deploy.context import looking
 from installer.deploy.harbor import HarborParts
@@ -201,7 +201,7 @@ class Server:
         info = ClusterInfo(self._version(), tuple(versions))
         with (
             self._state.held(),
-            open_verified(bundle, self._key) as verified,
+            open_verified(bundle, TrustOptions(self._key, None)) as verified,
             looking(verified, site, self._state, needed=("helm",)) as context,
         ):
             (one,) = site.releases

@@ -17,6 +17,7 @@ import pytest
 
 from installer.bundle.digest import Digest
 from installer.bundle.manifest import Chart
+from installer.bundle.trust import TrustAnchor
 from installer.deploy import daemon, systemd
 from installer.deploy.charts import find_chart, profile_values
 from installer.deploy.deployment import VerifyContent
@@ -361,7 +362,14 @@ def _sleep() -> Path:
 def test_a_seed_that_cannot_start_says_why(bundle: VerifiedBundle, state: State) -> None:
     serve = Serve("127.0.0.1:1", "127.0.0.1:1", tls=False, service="none")
     command = (sys.executable, "-c", "raise SystemExit('port is taken')")
-    step = ServeBundle(site(Seed(serve=serve)), serve, state, bundle, command=command, key=b"K")
+    step = ServeBundle(
+        site(Seed(serve=serve)),
+        serve,
+        state,
+        bundle,
+        command=command,
+        key=TrustAnchor(b"K", "k.pub"),
+    )
     assert not step.check()
     with pytest.raises(DeploymentFailed, match=r"ended at \S+\n  port is taken"):
         step.apply()
@@ -384,7 +392,14 @@ def test_a_path_that_would_add_lines_to_the_unit_is_refused(
     with pytest.raises(InvalidInput, match="can't hold the argument"):
         systemd.unit_text("plant-7", ["/usr/bin/python", word])
     serve = Serve("127.0.0.1:1", "127.0.0.1:1", tls=False, service="systemd")
-    step = ServeBundle(site(Seed(serve=serve)), serve, state, bundle, command=(word,), key=b"K")
+    step = ServeBundle(
+        site(Seed(serve=serve)),
+        serve,
+        state,
+        bundle,
+        command=(word,),
+        key=TrustAnchor(b"K", "k.pub"),
+    )
     with pytest.raises(InvalidInput, match="can't hold the argument"):
         step.preflight()
 
