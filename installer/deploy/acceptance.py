@@ -54,6 +54,13 @@ _QUERY = re.compile(
     r'\[INFO\] \[?(?P<from>[0-9A-Fa-f.:]+?)\]?:\d+ - \d+ "(?:\S+) IN (?P<name>\S+) (?:udp|tcp) '
 )
 """A line of CoreDNS's plugin ``log`` in its usual format."""
+_METRICS_PORT = 9153
+_FORWARDED = re.compile(
+    r"^coredns_(?:forward_requests_total|proxy_request_duration_seconds_count)"
+    r"(?:\{[^}]*\})? (\S+)$",
+    re.MULTILINE,
+)
+"""Questions that CoreDNS sent to servers outside: the name until 1.11, and since."""
 _INSIDE = (".cluster.local", ".in-addr.arpa", ".ip6.arpa")
 _SHOWN = 5
 
@@ -154,7 +161,8 @@ def _cluster(context: Context) -> Iterator[Finding]:
 def outside_names(kubectl: Kubectl, namespaces: Sequence[str]) -> Finding:
     """Whether a pod of these namespaces asked the cluster's DNS for a name that is not inside.
 
-    Told by CoreDNS's log, if its plugin ``log`` is on, else nothing can be told.
+    Told by CoreDNS's log, if its plugin ``log`` is on, else by its counters, which know only that
+    nobody at all asked.
     """
     name, title = "outside-names", "no pod asked for a name outside the cluster"
     try:
@@ -176,12 +184,35 @@ def outside_names(kubectl: Kubectl, namespaces: Sequence[str]) -> Finding:
         if match["from"] in pods and "." in wanted and not wanted.endswith(_INSIDE):
             asked[pods[match["from"]], wanted] += 1
     if not lines:
-        why = "not available: the cluster's DNS keeps no log of questions (CoreDNS: plugin log)"
-        return Finding(name, title, "not checked", why)
+        return _by_counters(kubectl, name, title)
     if asked:
         words = (f"{pod} asked for {what}, {n} times" for (pod, what), n in asked.most_common(5))
         return Finding(name, title, "failed", "; ".join(words))
     return Finding(name, title, "passed", f"{lines} questions in the log of the cluster's DNS")
+
+
+def _by_counters(kubectl: Kubectl, name: str, title: str) -> Finding:
+    """What CoreDNS's counters tell: none was forwarded, or they don't say whose it was."""
+    forwarded, servers = 0.0, 0
+    try:
+        for pod in kubectl.get("get", "pods", *_DNS).get("items", []):
+            where = f"/api/v1/namespaces/kube-system/pods/{pod['metadata']['name']}"
+            text = kubectl.run("get", "--raw", f"{where}:{_METRICS_PORT}/proxy/metrics")
+            servers += "coredns_build_info" in text
+            forwarded += sum(float(count) for count in _FORWARDED.findall(text))
+    except AirgapError as error:
+        why = f"not available: the DNS keeps no log, and its counters: {error.message}"
+        return Finding(name, title, "not checked", why)
+    if not servers:
+        why = "not available: the cluster's DNS keeps no log of questions (CoreDNS: plugin log)"
+        return Finding(name, title, "not checked", why)
+    if forwarded:
+        why = (
+            f"not available: the cluster's DNS sent {forwarded:.0f} questions on since it started, "
+            "and says not whose (CoreDNS: plugin log)"
+        )
+        return Finding(name, title, "not checked", why)
+    return Finding(name, title, "passed", "the cluster's DNS sent no question on since it started")
 
 
 def _identity(bundle: VerifiedBundle, key_file: str) -> BundleIdentity:

@@ -75,10 +75,14 @@ class Dns:
     def __init__(self, log: str) -> None:
         self.log = log
 
-    def run(self, *_: str) -> str:
+    def run(self, verb: str, *_: str) -> str:
         if self.log == "refused":
             raise DeploymentFailed("kubectl logs: forbidden")
-        return self.log
+        counters = self.log.startswith("coredns_")
+        return self.log if counters == (verb == "get") else ""
+
+    def get(self, *_: str) -> dict[str, Any]:
+        return {"items": [{"metadata": {"name": "coredns-1"}}]}
 
     def pods(self, namespace: str) -> list[dict[str, Any]]:
         status = {"podIPs": [{"ip": "10.0.0.7"}]}
@@ -89,6 +93,16 @@ class Dns:
     ("log", "state", "words"),
     [
         ("", "not checked", "keeps no log of questions"),
+        ('coredns_build_info{version="1"} 1\n', "passed", "sent no question on"),
+        (
+            (
+                "coredns_build_info 1\n"
+                'coredns_proxy_request_duration_seconds_count{proxy_name="forward"} 3\n'
+                'coredns_forward_requests_total{to="10.0.0.1:53"} 4\n'
+            ),
+            "not checked",
+            "sent 7 questions on",
+        ),
         ("refused", "not checked", "not available: kubectl logs: forbidden"),
         (
             QUERY.format(ip="10.0.0.7", name="harbor-core.harbor.svc.cluster.local."),
