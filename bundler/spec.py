@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from bundler.sources.chart_folder import CHART_FILE, pack_chart
 from installer.bundle.digest import Digest
 from installer.documents import Document, load_document, nearest, read_document
 from installer.errors import InvalidInput
@@ -64,7 +65,10 @@ class Verify(_Strict, frozen=True):
 
 
 class Chart(_Strict, frozen=True):
-    """A chart: from a chart repository (https://…), a registry (oci://…) or a local ``.tgz``."""
+    """A chart: from a chart repository (https://…), a registry (oci://…) or a local path.
+
+    The path is a ``.tgz``, or the folder of a chart with its dependencies in ``charts/``.
+    """
 
     name: str
     source: str
@@ -436,7 +440,7 @@ class _Sense:
         except InvalidInput as error:
             raise self.fail((*where, "sha256"), error.message, "64 hex digits") from error
         if chart.kind == "file":
-            self.file((*where, "source"), chart.source)
+            self.chart_file((*where, "source"), chart.source)
             if chart.version is not None:
                 text = f"chart {chart.name} is a local file: its version is in it"
                 raise self.fail((*where, "version"), text, "remove the key version")
@@ -495,6 +499,10 @@ class _Sense:
         except InvalidInput as error:
             raise self.fail(where, error.message, error.hint) from error
 
+    def chart_file(self, where: tuple[str | int, ...], source: str) -> None:
+        if not (self.path.parent / source / CHART_FILE).is_file():
+            self.file(where, source)
+
     def file(self, where: tuple[str | int, ...], source: str) -> Path:
         path = self.path.parent / source
         if not source or not path.is_file():
@@ -514,6 +522,8 @@ def _scheme(source: str) -> str:
 
 
 def _sha256(path: Path) -> str:
+    if (path / CHART_FILE).is_file():
+        return Digest.of(pack_chart(path)).hex
     try:
         # A layout is named by its index: everything below has its digest in there.
         with (path / "index.json" if path.is_dir() else path).open("rb") as file:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from bundler.cache import Cached, check_digest, measure, read_chunks
 from bundler.lock import Blob
 from bundler.sources.archives import read_member
+from bundler.sources.chart_folder import pack_chart
 from bundler.sources.web import Web, is_url
 from installer.bundle.digest import Digest, verified
 from installer.bundle.manifest import Content
@@ -144,6 +145,8 @@ class Upstream:
             return found or self.cache.put(
                 self.web.download(source), expected=expected, what=f"{what}: {source}"
             )
+        if (self.folder / source).is_dir():
+            return self.cache.put([pack_chart(self.folder / source)], expected=expected, what=what)
         try:
             found = measure(self.folder / source)
         except OSError as error:
@@ -174,7 +177,8 @@ class Upstream:
         if blob.repository:
             reference = Reference.parse(blob.repository)
             return self.store(reference.host).stream(reference.path, blob.descriptor, start)
-        if blob.source.startswith((DAEMON, ARCHIVE)) or blob.member:
+        is_packed = blob.source.startswith((DAEMON, ARCHIVE)) or blob.member
+        if is_packed or (self.folder / blob.source).is_dir():
             return read_chunks(self._unpacked(blob).path, start)
         if is_url(blob.source):
             return self.web.stream(blob.source, start)
@@ -192,6 +196,8 @@ class Upstream:
                 expected=blob.descriptor.digest,
                 what=f"{blob.source}: {blob.member}",
             )
+        if (self.folder / blob.source).is_dir():
+            return self.file(blob.source, blob.source, blob.descriptor.digest)
         from bundler.sources.archived_image import restore  # noqa: PLC0415 (it needs this module)
 
         with self._unpacking:  # several threads may miss blobs of one archive
