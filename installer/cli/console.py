@@ -184,10 +184,13 @@ class SizeType(click.ParamType[int]):
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(
+    description: str, total: int, *, items: bool = False
+) -> Iterator[Callable[[int], None]]:
     """Show bytes done, rate and time left while the block runs; the callable takes bytes done.
 
-    May be called from several threads. Silent when standard error is not a terminal.
+    With ``items`` it is things that are counted. May be called from several threads. Silent when
+    standard error is not a terminal.
     """
     if not sys.stderr.isatty():
         yield lambda _: None
@@ -196,17 +199,18 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
+    done = (MofNCompleteColumn(),) if items else (DownloadColumn(), TransferSpeedColumn())
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *done,
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from installer.cli.console import output_option, print_json, print_table, say
+from installer.cli.console import output_option, print_json, print_table, progress, say
 from installer.cli.run import site_option, state_folder_of, state_option
 from installer.errors import AcceptanceFailed
 
@@ -43,14 +43,14 @@ def diff(site_file: Path, state_folder: Path | None, key: str, output: str) -> i
     Harbor is asked at its external URL as admin, with the password that the state folder has or
     harbor.adminPasswordFile names. What is there and not in the file is listed as well.
 
-    Exit code 0: Harbor is as site.yaml says. 8: it differs. 5: Harbor lets us not in, or lacks an
-    option. 6: it does not answer.
+    Exit code 0: Harbor is as site.yaml says. 8: it differs. 5: the password is wrong, or Harbor
+    lacks an option. 6: it does not answer.
     """
-    from installer.harbor.settings.engine import compare  # noqa: PLC0415 (slow to import)
+    from installer.harbor.settings.engine import AREAS, compare  # noqa: PLC0415 (slow to import)
 
     target, _ = _target(site_file, state_folder, key)
-    with target.client:
-        found = compare(target)
+    with target.client, progress("comparing", len(AREAS), items=True) as advance:
+        found = compare(target, lambda: advance(1))
     if output == "json":
         print_json(
             {"harbor": target.client.url, "version": str(target.version)}

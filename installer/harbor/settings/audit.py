@@ -13,6 +13,7 @@ from installer.harbor.settings.schedules import other_schedule, schedule_changes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from installer.harbor.settings.change import Apply
     from installer.harbor.settings.target import Target
     from installer.site.harbor_settings import Purge
 
@@ -60,7 +61,7 @@ def audit_log(target: Target) -> Iterator[Change | Remark]:
         yield from other_schedule(target, "purge of the audit log", "/system/purgeaudit/schedule")
 
 
-def _put_audit(target: Target, body: dict[str, Any]) -> Any:
+def _put_audit(target: Target, body: dict[str, Any]) -> Apply:
     keys = ("audit_log_forward_endpoint", "skip_audit_log_database")
     before = {key: target.value(key) for key in keys}
     after = {key: body.get(key, before[key]) for key in keys} | body

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    Apply = Callable[[], str]
+    """Makes it so; gives a note for people, or nothing."""
+
 NOTHING = "-"
 """Stands for what is empty or not there."""
 
@@ -32,11 +35,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Change:
-    """What applying makes of one thing; ``apply`` gives a note for people, or nothing."""
+    """What is to be made of one thing."""
 
     what: str
     lines: tuple[Line, ...]
-    apply: Callable[[], str]
+    apply: Apply
     new: bool = False
 
     @property

@@ -15,6 +15,7 @@ from installer.structs import decode_json
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from installer.harbor.settings.change import Apply
     from installer.harbor.settings.target import Target
     from installer.site.harbor_settings import Ldap, Login, Oidc, System
 
@@ -189,7 +190,7 @@ def configuration(target: Target) -> Iterator[Change | Remark]:
 
 def _put_configuration(
     target: Target, body: dict[str, Any], secrets: Mapping[str, str] | None = None
-) -> Any:
+) -> Apply:
     def apply() -> str:
         target.client.put("/configurations", body)
         for name, secret in (secrets or {}).items():

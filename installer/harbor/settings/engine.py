@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from installer.harbor.settings.target import Target
 
-_AREAS: tuple[Callable[[Target], Iterator[Change | Remark]], ...] = (
+AREAS: tuple[Callable[[Target], Iterator[Change | Remark]], ...] = (
     configuration.configuration,
     audit.audit_log,
     vulnerabilities.scanners,
@@ -69,15 +69,16 @@ class Applied:
     remarks: tuple[Remark, ...]
 
 
-def compare(target: Target) -> Comparison:
-    """Read everything and change nothing.
+def compare(target: Target, observe: Callable[[], None] = lambda: None) -> Comparison:
+    """Read everything and change nothing; ``observe`` is told after each of ``len(AREAS)`` areas.
 
     Raises PreflightFailed for what this Harbor can't do, and what the client raises.
     """
     target.forget()
     found: list[Change | Remark] = [*_version(target)]
-    for area in _AREAS:
+    for area in AREAS:
         found += area(target)
+        observe()
     return Comparison(
         tuple(one for one in found if isinstance(one, Change)),
         tuple(one for one in found if isinstance(one, Remark)),
@@ -94,7 +95,7 @@ def apply(target: Target, observe: Callable[[Change], None] = lambda _: None) ->
         return Applied((), (), before.remarks)
     done: list[Change] = []
     notes: list[str] = []
-    for area in _AREAS:
+    for area in AREAS:
         target.forget()
         for change in [one for one in area(target) if isinstance(one, Change)]:
             observe(change)

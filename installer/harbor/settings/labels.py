@@ -9,6 +9,7 @@ from installer.harbor.settings.change import Change, Remark, lines, unmanaged
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from installer.harbor.settings.change import Apply
     from installer.harbor.settings.target import Target
     from installer.site.harbor_settings import Label
 
@@ -38,7 +39,7 @@ def label_changes(
         yield unmanaged(f"label {name}{of}")
 
 
-def _put_label(target: Target, label: Label, id_: int | None, project: str) -> Any:
+def _put_label(target: Target, label: Label, id_: int | None, project: str) -> Apply:
     def apply() -> str:
         body: dict[str, Any] = {
             "name": label.name,

@@ -22,6 +22,7 @@ from installer.site.harbor_settings_check import quota_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from installer.harbor.settings.change import Apply
     from installer.harbor.settings.target import Target
     from installer.site.harbor_settings import Member, Project, Webhook
 
@@ -166,7 +167,7 @@ def _set_scanner(target: Target, project: Project) -> None:
     target.client.put(path, {"uuid": found[project.scanner]})
 
 
-def _make(target: Target, project: Project, changed: dict[str, str]) -> Any:
+def _make(target: Target, project: Project, changed: dict[str, str]) -> Apply:
     def apply() -> str:
         others = {key: value for key, value in changed.items() if key != "public"}
         body: dict[str, Any] = {
@@ -191,7 +192,7 @@ def _make(target: Target, project: Project, changed: dict[str, str]) -> Any:
     return apply
 
 
-def _change(target: Target, project: Project, changed: dict[str, str], keys: set[str]) -> Any:
+def _change(target: Target, project: Project, changed: dict[str, str], keys: set[str]) -> Apply:
     def apply() -> str:
         body: dict[str, Any] = {"metadata": changed} if changed else {}
         if project.cve_allowlist is not None and any(k.startswith("cveAllow") for k in keys):
@@ -243,7 +244,7 @@ def _entity(member: Member) -> tuple[str, str]:
     return "g", member.group or member.group_dn.split(",")[0].partition("=")[2]
 
 
-def _put_member(target: Target, path: str, member: Member, had: Mapping[str, Any] | None) -> Any:
+def _put_member(target: Target, path: str, member: Member, had: Mapping[str, Any] | None) -> Apply:
     def apply() -> str:
         role = {"role_id": _ROLES[member.role]}
         if had is not None:
@@ -326,7 +327,7 @@ def webhooks(target: Target) -> Iterator[Change | Remark]:
             yield unmanaged(f"webhook {name} of project {project.name}")
 
 
-def _put(target: Target, path: str, body: dict[str, Any], id_: int | None) -> Any:
+def _put(target: Target, path: str, body: dict[str, Any], id_: int | None) -> Apply:
     def apply() -> str:
         if id_ is None:
             target.client.post(path, body)

@@ -14,6 +14,7 @@ from installer.site.private import read_file
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from installer.harbor.settings.change import Apply
     from installer.harbor.settings.target import Target
     from installer.site.harbor_settings import Filters, RegistryEndpoint, Replication
 
@@ -92,7 +93,7 @@ def _put_endpoint(
     had: Mapping[str, Any] | None,
     secret: str,
     ca: str,
-) -> Any:
+) -> Apply:
     def apply() -> str:
         body: dict[str, Any] = {
             "url": endpoint.url,
@@ -233,7 +234,7 @@ def replication_body(wanted: Replication, endpoint: int) -> dict[str, Any]:
     return body
 
 
-def _put_replication(target: Target, wanted: Replication, had: Mapping[str, Any] | None) -> Any:
+def _put_replication(target: Target, wanted: Replication, had: Mapping[str, Any] | None) -> Apply:
     def apply() -> str:
         endpoint = target.registries()[wanted.to or wanted.from_]
         body = replication_body(wanted, endpoint["id"])

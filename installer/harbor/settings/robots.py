@@ -25,6 +25,7 @@ from installer.site.private import read_file, write_file
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from installer.harbor.settings.change import Apply
     from installer.harbor.settings.target import Target
     from installer.site.harbor_settings import Access, ProjectRobot, RobotAccount, SystemRobot
 
@@ -158,7 +159,7 @@ def _secret_file(target: Target, robot: RobotAccount, name: str) -> Path:
     return Path(robot.secret_file) if robot.secret_file else target.memory.secret_file(name)
 
 
-def _make(target: Target, robot: SystemRobot | ProjectRobot, project: str, path: Path) -> Any:
+def _make(target: Target, robot: SystemRobot | ProjectRobot, project: str, path: Path) -> Apply:
     def apply() -> str:
         name = _stored(robot, project)
         target.memory.note_robot(name, "begun")
@@ -195,7 +196,7 @@ def _change(
     project: str,
     had: Mapping[str, Any],
     path: Path | None,
-) -> Any:
+) -> Apply:
     def apply() -> str:
         # Harbor wants the whole object back, with the full name.
         body = dict(had) | {

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from installer.harbor.settings.target import Target
 
 
+_KEYS = {
+    "delete_untagged": "deleteUntagged",
+    "audit_retention_hour": "keepHours",
+    "include_event_types": "events",
+    "include_operations": "events",
+}
+"""What site.yaml calls the parameters of Harbor's."""
+
+
 def schedules(target: Target) -> Iterator[Change | Remark]:
     """Garbage collection and the scan of everything."""
     collection, scan = target.settings.garbage_collection, target.settings.scan_all
@@ -53,7 +62,7 @@ def schedule_lines(
             had = given.get(key, type(value)())
             if isinstance(value, str):
                 had, value = sorted(listed(had)), sorted(listed(value))  # noqa: PLW2901
-            pairs.append((key, had, value))
+            pairs.append((_KEYS.get(key, key), had, value))
     return lines(pairs)
 
 

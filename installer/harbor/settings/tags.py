@@ -12,6 +12,7 @@ from installer.structs import decode_json
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from installer.harbor.settings.change import Apply
     from installer.harbor.settings.target import Target
     from installer.site.harbor_settings import Keep, Project, Retention, Rule
 
@@ -120,7 +121,7 @@ def retention(target: Target) -> Iterator[Change | Remark]:
             yield Change(what, told, apply, new=not id_)
 
 
-def _put_retention(target: Target, project: str, wanted: Retention, id_: str) -> Any:
+def _put_retention(target: Target, project: str, wanted: Retention, id_: str) -> Apply:
     def apply() -> str:
         body: dict[str, Any] = {
             "algorithm": "or",
@@ -184,7 +185,7 @@ def _immutable_changes(
             )
 
 
-def _put_rule(target: Target, path: str, rule: dict[str, Any], id_: int | None) -> Any:
+def _put_rule(target: Target, path: str, rule: dict[str, Any], id_: int | None) -> Apply:
     def apply() -> str:
         if id_ is None:
             target.client.post(path, rule)

@@ -20,6 +20,7 @@ from installer.site.harbor_settings_check import day_seconds
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from installer.harbor.settings.change import Apply
     from installer.harbor.settings.target import Target
     from installer.site.harbor_settings import CveAllowlist, Scanner
 
@@ -106,7 +107,7 @@ def scanners(target: Target) -> Iterator[Change | Remark]:
             yield Change("default scanner", told, _set_default(target, default))
 
 
-def _put_scanner(target: Target, scanner: Scanner, uuid: str, secret: str) -> Any:
+def _put_scanner(target: Target, scanner: Scanner, uuid: str, secret: str) -> Apply:
     body = {
         "name": scanner.name,
         "url": scanner.url,
@@ -136,7 +137,7 @@ def _put_scanner(target: Target, scanner: Scanner, uuid: str, secret: str) -> An
     return apply
 
 
-def _set_default(target: Target, name: str) -> Any:
+def _set_default(target: Target, name: str) -> Apply:
     def apply() -> str:
         for one in target.client.pages("/scanners"):
             if one["name"] == name:
