@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -229,6 +231,34 @@ def test_the_command_writes_a_report(harbor: HarborDouble, tmp_path: Path) -> No
     assert bad.returncode == 8, bad.stderr
     assert f"not {CVE}, which is there" in " ".join(bad.stdout.split())
     assert json.loads((tmp_path / "report.json").read_text())["failed"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_is_ended_leaves_nothing_for_long(
+    harbor: HarborDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    site = _site(harbor, tmp_path)
+    command = [str(INSTALLER), "check", f"--site={site}", f"--state={tmp_path / 'state'}"]
+    monkeypatch.setattr(harbor.state, "phase", lambda _: "Running")  # the scan does not end
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        end = time.monotonic() + 60
+        while not any("scan_overview" in path for _, path in harbor.requests):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    monkeypatch.undo()
+    names = {one["name"] for one in harbor.state.projects.values()}
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert names == {"library"}
+        return
+    (left,) = names - {"library"}
+    assert left.startswith(PROJECT_PREFIX)
+    again = _check(tmp_path, site)
+    assert again.returncode == 0, again.stdout
+    assert left in " ".join(again.stdout.split())
+    assert {one["name"] for one in harbor.state.projects.values()} == {"library"}
 
 
 def test_the_report_reads_on_paper(harbor: HarborDouble, tmp_path: Path) -> None:

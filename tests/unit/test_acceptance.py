@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from installer.deploy.acceptance import KEPT, Acceptance, Checked, accept, outside_names
-from installer.errors import DeploymentFailed
+from installer.errors import AcceptanceFailed, DeploymentFailed
 from installer.harbor.acceptance import Finding
 from installer.harbor.report import (
     AcceptanceReport,
@@ -131,6 +131,28 @@ def test_what_is_switched_off_is_called_not_checked(tmp_path: Path) -> None:
     made = accept(Checked(site, State(tmp_path)))
     assert [one.state for one in made.findings] == ["not checked"]
     assert made.failed == 0
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_the_step_keeps_the_report_whatever_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, good: bool
+) -> None:
+    class Context:
+        state = State(tmp_path)
+        site = None
+
+    one = Finding("a", "it works", "passed" if good else "failed", "seen", "look there")
+    made = report(one, failed=0 if good else 1)
+    monkeypatch.setattr("installer.deploy.acceptance.accept", lambda _: made)
+    step = Acceptance(Context())  # type: ignore[arg-type]
+    if good:
+        assert "Passed: 1 of 1 checks. Report:" in step.apply()
+    else:
+        with pytest.raises(AcceptanceFailed, match="it works: seen") as caught:
+            step.apply()
+        assert (caught.value.exit_code, caught.value.hint) == (8, "look there")
+    assert Context.state.read(KEPT, AcceptanceReport) == made
+    assert (tmp_path / "acceptance.html").stat().st_mode & 0o777 == 0o600
 
 
 def test_it_is_done_again_after_a_change(tmp_path: Path) -> None:
