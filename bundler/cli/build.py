@@ -163,13 +163,13 @@ def command(
         _check_installers(installers, lock, out)
         prepared = plan(lock, upstream, LocalBlobs(reuse, upstream.cache.folder), installers, held)
         total = sum(member.size for member in prepared.manifest.members)
-        if not quiet:
+        if not quiet and output == "table":
             say(
                 f"{lock.name} serial {lock.serial}: {len(lock.images)} images, "
                 f"{len(lock.blobs)} blobs, {size_text(prepared.places.size)}"
             )
-        if held is not None and not quiet:
-            say(_left_out(prepared, held))
+            if held is not None:
+                say(_left_out(prepared, held))
         if key is None:
             _show(budget(prepared, out, part_size), _required(prepared), output)
             return

@@ -82,7 +82,7 @@ class HostBundleInHarbor:
                 public = str(self._wanted.public).lower()
                 document = {"project_name": project, "metadata": {"public": public}}
                 client.post("/projects", document)
-        total = sum(member.size for member in self._bundle.manifest.members)
+        total = self._bundle.content_size
         with access.registry() as registry, self._meter("copying", total) as advance:
             store = BundleStore(self._bundle)
             done = copy(store, registry, self._items(), threads=_THREADS, progress=advance)

@@ -404,7 +404,7 @@ def test_what_programs_and_people_are_told(builder: Builder) -> None:
     builder.upstream.docker_io.fail(f"blobs/{layer.digest}", status=503, times=1)
     done = builder.build("--output", "json")
     assert done.returncode == 0, done.stderr
-    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    events = [json.loads(line) for line in done.stderr.splitlines()]
     (retry,) = (event for event in events if event["event"] == "retry")
     assert "503" in retry["reason"]
     finished = {e["artefact"]: e for e in events if e["event"] == "finished"}

@@ -190,7 +190,8 @@ class ClusterQuestions:
         versions = self._cluster.api_versions
         account = self._answers["account"]
         able = sum(map(takes_pods, self._nodes))
-        size = sum(member.size for member in self._context.bundle.manifest.members)
+        manifest = self._context.bundle.manifest
+        size = sum(member.size for member in (*manifest.members, *manifest.required))
         for release, *_ in self._parts:
             if _secret_of(release):
                 yield self._secret(release, rendered)
