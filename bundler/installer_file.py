@@ -18,7 +18,7 @@ import msgspec
 
 from bundler import freeze
 from bundler.cache import measure, read_chunks
-from bundler.freeze import Component
+from bundler.python_environment import Component, environment
 from installer.bundle.digest import Digest
 from installer.errors import InvalidInput, TransferFailed
 
@@ -86,7 +86,7 @@ def make(
     ``progress`` shows the bytes that are packed, if it has to be made. Raises InvalidInput when
     this environment can't be packed, TransferFailed when the cache can't be written to.
     """
-    found = freeze.environment()
+    found = environment()
     mark = cache.folder / "installers" / found.digest()
     if (kept := _kept(cache, mark)) is not None:
         return kept

@@ -18,8 +18,8 @@ from bundler.cli.keygen import PASSPHRASE_VARIABLE
 from bundler.cli.lock import lock_spec
 from bundler.cli.upstream import open_upstream, registry_config_option
 from bundler.delta import Held, read_held
-from bundler.freeze import ARCHITECTURES
 from bundler.lock import read_lock
+from bundler.python_environment import ARCHITECTURES
 from bundler.resolve import check_lock_fits
 from bundler.reuse import LocalBlobs
 from bundler.spec import Spec

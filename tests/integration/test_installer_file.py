@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bundler import freeze, installer_file
+from bundler.python_environment import ARCHITECTURES
 from installer.cli import VERBS
 from installer.deploy import daemon
 from tests import programs
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["api"]  # the fixture
 CHECKOUT = Path(__file__).parents[2]
 BUNDLER = Path(sys.executable).with_name("bundler")
-NAME = f"installer-linux-{freeze.ARCHITECTURES.get(platform.machine())}"
+NAME = f"installer-linux-{ARCHITECTURES.get(platform.machine())}"
 GIVEN = ("/mnt/out.tar", "--key", "/mnt/release.pub")
 VERSION = f"{NAME}, version {metadata.version('harbor-airgap')}\n"
 MACHINES = ("this one", "oldest Debian", "newest Debian", "only a tmpfs")
@@ -434,7 +435,7 @@ def test_the_first_programs_are_what_their_source_says(tmp_path: Path) -> None:
     loader.mkdir(parents=True)
     shutil.copy(CHECKOUT / "bundler" / "loader" / "unpack.c", loader)
     subprocess.run(["make", "loader"], cwd=tmp_path, check=True, capture_output=True)
-    for machine in freeze.ARCHITECTURES:
+    for machine in ARCHITECTURES:
         kept = CHECKOUT / "bundler" / "loader" / f"unpack-{machine}"
         assert (loader / kept.name).read_bytes() == kept.read_bytes(), machine
 

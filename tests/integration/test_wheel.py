@@ -80,7 +80,7 @@ def test_every_verb_imports(environment: Path, command: str) -> None:
 
 def test_an_installer_can_be_packed(environment: Path) -> None:
     python = environment / "env" / "bin" / "python"
-    code = "from bundler.freeze import environment; e = environment(); print(*e.code, *e.native)"
+    code = "import bundler.python_environment as p; e = p.environment(); print(*e.code, *e.native)"
     names = run(environment, python, "-c", code).split()
     assert {"installer/cli/run.py", "msgspec._core", "zipfile.py"} < set(names)
     assert not [name for name in names if name.startswith(("bundler/", "pip/"))]

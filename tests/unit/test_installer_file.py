@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from bundler import freeze, installer_file
+from bundler import elf, freeze, installer_file, python_environment
 from bundler.cache import BlobCache
+from bundler.python_environment import Component, Environment
 from installer.cli.run import own_command
 from installer.errors import InvalidInput
 from tests.bundles import open_bundle
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["builder"]  # the fixture
-COMPONENT = freeze.Component("python", "click", "8.3.0", "BSD-3-Clause", "ab" * 32)
+COMPONENT = Component("python", "click", "8.3.0", "BSD-3-Clause", "ab" * 32)
 
 
 def tiny(folder: Path, machine: str = "x86_64") -> Path:
@@ -137,13 +138,13 @@ def test_a_bundle_without_installer_says_how_to_check_it(builder: Builder) -> No
 
 
 @pytest.fixture(scope="module")
-def environment() -> freeze.Environment:
-    if platform.machine() not in freeze.ARCHITECTURES:
+def environment() -> Environment:
+    if platform.machine() not in python_environment.ARCHITECTURES:
         pytest.skip("no installer can be made on this machine")
-    return freeze.environment()
+    return python_environment.environment()
 
 
-def test_what_is_packed_is_what_the_installer_imports(environment: freeze.Environment) -> None:
+def test_what_is_packed_is_what_the_installer_imports(environment: Environment) -> None:
     names = {c.name for c in environment.components if c.kind == "python"}
     assert {"harbor-airgap", "click", "cryptography", "cffi", "rich", "urllib3"} <= names
     assert not {"pytest", "mypy", "ruff", "pip-tools"} & names
@@ -160,10 +161,10 @@ def test_what_is_packed_is_what_the_installer_imports(environment: freeze.Enviro
 
 
 def test_the_digest_stands_for_every_byte_that_is_packed(
-    environment: freeze.Environment, tmp_path: Path
+    environment: Environment, tmp_path: Path
 ) -> None:
     before = environment.digest()
-    assert freeze.environment().digest() == before
+    assert python_environment.environment().digest() == before
     changed = tmp_path / "decoder.py"
     changed.write_bytes(environment.code["json/decoder.py"].read_bytes() + b"\n")
     kept = environment.code["json/decoder.py"]
@@ -189,13 +190,13 @@ def test_a_mark_that_others_can_write_to_vouches_for_nothing(tmp_path: Path) -> 
     assert installer_file._kept(cache, mark) is None
 
 
-def test_what_is_never_loaded_is_left_out_of_a_program(environment: freeze.Environment) -> None:
+def test_what_is_never_loaded_is_left_out_of_a_program(environment: Environment) -> None:
     whole = environment.loader.read_bytes()
-    packed = freeze._loaded_part(environment.loader)
+    packed = elf.loaded_part(environment.loader)
     assert len(packed) <= len(whole)
-    assert list(freeze._segments(packed)) == list(freeze._segments(whole))
+    assert list(elf.segments(packed)) == list(elf.segments(whole))
     with pytest.raises(InvalidInput, match="no 64-bit"):
-        list(freeze._segments(b"#!/bin/sh\n"))
+        list(elf.segments(b"#!/bin/sh\n"))
 
 
 def test_one_file_starts_itself_again(monkeypatch: pytest.MonkeyPatch) -> None:
