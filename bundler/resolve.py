@@ -346,9 +346,14 @@ def _render(
     return list(found)
 
 
+def this_platform() -> str:
+    """The platform of this machine, as specs write it."""
+    return f"linux/{_ARCHITECTURES.get(platform.machine(), platform.machine())}"
+
+
 def _own_helm(tools: Sequence[Locked[Tool]]) -> Locked[Tool]:
     """The spec's Helm that runs on this machine."""
-    here = f"linux/{_ARCHITECTURES.get(platform.machine(), platform.machine())}"
+    here = this_platform()
     helms = [tool for tool in tools if tool.entry.name == HELM]
     for tool in helms:
         if tool.entry.platform == here:

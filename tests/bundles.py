@@ -68,6 +68,7 @@ def make_bundle(
     tools: Mapping[str, Image] | None = None,
     databases: Mapping[str, Image] | None = None,
     files: Mapping[str, Image] | None = None,
+    profiles: Collection[str] = (),
     referrers: Sequence[Image] = (),
     omit: Collection[str] = (),
     name: str = "test",
@@ -108,7 +109,7 @@ def make_bundle(
         images=tuple(
             BundledImage(**_content(image), reference=ref) for ref, image in images.items()
         ),
-        charts=tuple(_chart(entry, image) for entry, image in (charts or {}).items()),
+        charts=tuple(_chart(entry, image, profiles) for entry, image in (charts or {}).items()),
         tools=tuple(
             Tool(**_content(image), **_layer(image), name=n, platform="linux/amd64", source="test")
             for n, image in (tools or {}).items()
@@ -212,7 +213,7 @@ def _layer_size(image: Image) -> int:
     return len(image.blobs[-1].data)
 
 
-def _chart(entry: str, image: Image) -> Chart:
+def _chart(entry: str, image: Image, profiles: Collection[str] = ()) -> Chart:
     name, version = entry.split(":")
     return Chart(
         **_content(image),
@@ -221,6 +222,7 @@ def _chart(entry: str, image: Image) -> Chart:
         version=version,
         app_version=version,
         source="test",
+        profiles={profile: {} for profile in profiles},
     )
 
 

@@ -15,12 +15,13 @@ from installer.cli.console import output_option, print_json, print_table, size_t
 from installer.cli.open import TrustOptions, open_verified
 from installer.errors import InvalidInput
 from installer.helm.chart import ChartArchive
-from installer.helm.difference import changed_values
+from installer.helm.difference import changed_values, summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bundler.difference import Change
+    from bundler.rendered_difference import ObjectChanges
     from installer.bundle.archive import VerifiedBundle
 
 _SHORT = 12
@@ -36,21 +37,25 @@ _side = click.Path(path_type=Path, exists=True, dir_okay=False)
     type=click.Path(path_type=Path),
     help="Public key of the bundles; locks need none.",
 )
+@click.option("--objects", is_flag=True, help="Render charts that changed: which objects differ.")
 @output_option
-def command(old: Path, new: Path, key_file: Path | None, output: str) -> None:
+def command(old: Path, new: Path, key_file: Path | None, output: str, *, objects: bool) -> None:
     """Show what NEW has and OLD has not, and the other way round: two locks or two bundles.
 
     Of bundles also which default values of a chart are new (+), gone (-) or others (~): what
-    a site.yaml may have to follow.
+    a site.yaml may have to follow. With --objects both versions are rendered by the Helm of NEW,
+    with each profile that both have.
     """
     with ExitStack() as stack:
         sides = [_open(path, key_file, stack) for path in (old, new)]
         before, after = (side if isinstance(side, Lock) else side.manifest for side in sides)
         found, sizes = changes(before, after), blob_bytes(before, after)
         values = _values(found, *sides)
+        rendered = _rendered(found, *sides) if objects else []
     if output == "json":
         rows = [c._asdict() | {"change": c.word} for c in found]
-        print_json({"changes": rows, "bytes": sizes._asdict(), "values": values})
+        made = {"objects": [one._asdict() for one in rendered]} if objects else {}
+        print_json({"changes": rows, "bytes": sizes._asdict(), "values": values} | made)
         return
     if found:
         print_changes(found)
@@ -58,6 +63,11 @@ def command(old: Path, new: Path, key_file: Path | None, output: str) -> None:
         click.echo(f"\ndefault values of chart {chart}:")
         for path in paths:
             click.echo(f"  {path}")
+    for one in rendered:
+        what = f"\nobjects of chart {one.chart}, profile {one.profile}"
+        click.echo(summary(what, (one.added, one.removed, one.changed)))
+        if one.random:
+            click.echo(f"  others at each rendering, not compared: {', '.join(one.random)}")
     click.echo(
         f"{'' if found else 'the same artefacts; '}{size_text(sizes.new)} are new, "
         f"{size_text(sizes.same)} the same, {size_text(sizes.gone)} gone"
@@ -109,6 +119,20 @@ def _values(
         for change in found
         if change.kind == "chart" and change.word == "changed"
     }
+
+
+def _rendered(
+    found: Sequence[Change], old: Lock | VerifiedBundle, new: Lock | VerifiedBundle
+) -> list[ObjectChanges]:
+    if isinstance(old, Lock) or isinstance(new, Lock):
+        raise InvalidInput(
+            "--objects needs two bundles: a lock does not have the charts",
+            hint="build the bundles, or leave --objects out",
+        )
+    from bundler.rendered_difference import rendered_changes  # noqa: PLC0415 (seldom needed)
+
+    charts = [c for c in found if c.kind == "chart" and c.word == "changed"]
+    return rendered_changes(old, new, charts)
 
 
 def _defaults(bundle: VerifiedBundle, digest: str) -> dict[str, Any]:
