@@ -25,6 +25,7 @@ from installer.bundle.trust import KeyTrust
 from installer.errors import AirgapError, Corrupt, InvalidInput, WrongSignature
 from installer.keys import generate
 from tests.attacks.mutants import AREA, Sample, sample
+from tests.unit.test_parts import split
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,6 +147,14 @@ def test_a_bundle_that_is_not_finished_is_refused(tmp_path: Path, good: Sample) 
         pass
     with pytest.raises(InvalidInput), opened(tmp_path / "none"):
         pass
+
+
+def test_a_bundle_in_parts_is_joined_first(tmp_path: Path, good: Sample) -> None:
+    index = split(tmp_path / "b.tar", tmp_path, len(good.data) // 2)
+    before = {path: path.read_bytes() for path in tmp_path.glob("b.tar.*")}
+    with pytest.raises(InvalidInput, match="is in parts"), opened(index):
+        pass
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("b.tar.*")}
 
 
 def test_only_one_writes(tmp_path: Path, good: Sample) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from bundler.cli import cli as bundler
 from installer.bundle.archive import UnverifiedBundle
 from installer.bundle.manifest import parse_time
-from installer.bundle.receipt import decode_receipt
+from installer.bundle.receipt import decode_receipt, held_blobs
 from installer.bundle.trust import TrustAnchor
 from installer.cli import cli as installer
 from installer.cli.open import IMPORTED, TrustOptions, open_accepted, open_at
@@ -27,6 +27,8 @@ from installer.errors import (
 from installer.keys import generate
 from installer.site.state import State
 from tests.attacks.mutants import sample
+from tests.bundles import open_bundle
+from tests.unit.test_vulnerability_data import made
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -247,6 +249,23 @@ def test_the_receipt(desk: Desk) -> None:
     (desk.folder / "state" / "receipt.json").write_text("{}")
     with pytest.raises(AirgapError, match="not a receipt"):
         desk.installer(words)
+
+
+def test_databases_beside_a_bundle_leave_its_blobs_in_the_receipt(tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+    main, pem = made(tmp_path, "harbor", 900, day=1)
+    fresh, _ = made(tmp_path, "trivy-databases", 5, day=8)
+    now = parse_time("2026-02-01T00:00:00Z")
+    with open_bundle(main, pem) as one, open_bundle(fresh, pem) as two, state.held():
+        state.accept(one, "plant", now, downgrade="")
+        state.accept(two, "plant", now, downgrade="")
+        expected = held_blobs([one.manifest, two.manifest])
+        assert len(expected) > len(held_blobs([two.manifest]))
+    receipt = state.receipt
+    assert receipt is not None
+    assert receipt.blobs == expected
+    assert [bundle.serial for bundle in receipt.bundles] == [900, 5]
+    assert not receipt.downgrades
 
 
 def test_a_clock_that_was_set_back_opens_no_expired_bundle(desk: Desk) -> None:
