@@ -21,6 +21,7 @@ from bundler.cache import measure, read_chunks
 from bundler.python_environment import Component, environment
 from installer.bundle.digest import Digest
 from installer.errors import InvalidInput, TransferFailed
+from installer.structs import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ def read(path: Path) -> InstallerFile:
         architecture = _architecture(path)
         with zipfile.ZipFile(path) as archive:
             data = archive.read(freeze.COMPONENTS)
-        components = msgspec.json.decode(data, type=tuple[Component, ...])
+        components = decode_json(data, tuple[Component, ...])
         found = measure(path)
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror}") from error
