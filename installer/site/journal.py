@@ -82,6 +82,6 @@ class Journal:
         for line in self.lines():
             if line.event in ("started", "failed", "interrupted"):
                 last = line
-            elif line.event in ("done", "run"):
+            elif line.event in ("done", "run", "databases"):
                 last = None
         return last
