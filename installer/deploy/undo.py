@@ -24,6 +24,7 @@ from installer.deploy.read_only import LiftReadOnly
 from installer.deploy.snapshot import UNDO, Snapshot, Snapshots, Undoing, check_dump, now
 from installer.deploy.upgrade import UpgradableRelease, database_image
 from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
+from installer.site.settings_memory import SettingsMemory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -249,6 +250,8 @@ class _Undo:
     def set_restored(self) -> None:
         begun = self.begun()
         if begun is not None:
+            # What was sent to Harbor since the dump is not in it.
+            SettingsMemory(self._state, self._back.release.key).forget_secrets()
             self._state.write(UNDO, msgspec.structs.replace(begun, restored=True))
 
     def finish(self) -> None:

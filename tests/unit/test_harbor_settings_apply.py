@@ -283,6 +283,10 @@ def test_a_secret_is_sent_again_only_when_it_is_another_one(site: Site) -> None:
     assert "An0ther-one" not in str(told)
     site.apply(text)
     assert site.compare(text) == []
+    SettingsMemory(site.state, KEY).forget_secrets()
+    assert len(site.compare(text)) == 3
+    site.apply(text)
+    assert site.compare(text) == []
     (site.folder / "hq.password").write_text("\n")
     with pytest.raises(InvalidInput, match=r"hq\.password: it is empty"):
         site.compare(text)
