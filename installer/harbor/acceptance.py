@@ -84,12 +84,13 @@ class Subject:
     """The Harbor to check.
 
     ``databases`` says whether the bundle has a vulnerability database: without one a scanner that
-    has none is not called broken. ``patience`` is how long to wait for a scan, in seconds.
+    has none is not called broken. ``patience`` is how long to wait for a scan, in seconds: before
+    the first one the scanner fetches its database.
     """
 
     access: HarborAccess
     databases: bool
-    patience: float = 300.0
+    patience: float = 900.0
     watch: Callable[[str], None] = field(default=lambda _: None)
     """Is told the title of what is being checked."""
 
@@ -302,9 +303,7 @@ class _Check:
         scanner = next((one for one in scanners if one.is_default), None)
         if scanner is None:
             raise NotChecked("this Harbor has no scanner")
-        metadata = self._client.get(f"/scanners/{scanner.uuid}/metadata", type=_ScannerMetadata)
-        date = metadata.properties.get(_DATABASE, "")
-        if not date and not self._subject.databases:
+        if not self._subject.databases and not self._database(scanner):
             raise NotChecked(
                 "the scanner has no vulnerability database, and the bundle brought none"
             )
@@ -320,8 +319,14 @@ class _Check:
                 "is the vulnerability database empty, or of another kind? `installer status` tells",
             )
         seconds = time.monotonic() - begin
+        date = self._database(scanner)  # now: it may have come for this scan
         when = f", database of {date}" if date else ""
         return f"{scanner.name} found {CVE} after {seconds:.0f} s{when}"
+
+    def _database(self, scanner: _Scanner) -> str:
+        """When the scanner's vulnerability database was made, "" without one."""
+        path = f"/scanners/{scanner.uuid}/metadata"
+        return self._client.get(path, type=_ScannerMetadata).properties.get(_DATABASE, "")
 
     def _content_trust(self) -> str:
         self._need_image()
