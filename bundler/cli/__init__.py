@@ -10,6 +10,7 @@ from installer.cli.console import LazyGroup, run_group
 
 VERBS = {
     "init": "Write a commented bundle.yaml to start from.",
+    "schema": "Print a JSON Schema of bundle.yaml, for editors.",
     "keygen": "Make a passphrase-encrypted signing key and its public key.",
     "lock": "Resolve bundle.yaml to digests and sizes: bundle.lock.",
     "outdated": "Show what upstream has that is newer than the lock.",

@@ -6,8 +6,6 @@ names files for them, or the installer generates them.
 
 from __future__ import annotations
 
-import inspect
-import re
 import shlex
 import sys
 from contextlib import suppress
@@ -20,13 +18,12 @@ import msgspec
 from installer.cli.console import output_option, print_json, print_table, report, say
 from installer.cli.run import site_option, state_folder_of, state_option
 from installer.errors import InvalidInput, PreflightFailed, TransferFailed
+from installer.schema import json_schema
 from installer.site.model import Site
 from installer.site.profiles import PROFILES, check, profile_text, questions, with_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_SENTENCE = re.compile(r"(?<=\.)\s+|\n\n")
 
 
 @click.group("site")
@@ -146,19 +143,7 @@ def secrets(
 
 def site_schema() -> dict[str, Any]:
     """JSON Schema of site.yaml, made from the model; descriptions come from its docstrings."""
-    document = msgspec.json.schema(Site)
-    for section in document["$defs"].values():
-        words = inspect.cleandoc(section.get("description", "")).replace("``", "`")
-        section["description"] = re.sub(r"(?<!\n)\n(?!\n)", " ", words)
-        sentences = [" ".join(part.split()) for part in _SENTENCE.split(words)]
-        for name, key in section["properties"].items():
-            about = [sentence for sentence in sentences if f"`{name}`" in sentence]
-            if about:
-                key["description"] = " ".join(about)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "site.yaml of the Harbor air-gap installer",
-    } | document
+    return json_schema(Site, "site.yaml of the Harbor air-gap installer")
 
 
 def _set(text: str, setting: str) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+from importlib import resources
 from typing import TYPE_CHECKING
 
+import jsonschema
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from bundler.cli.init import command as init
-from bundler.spec import Spec
+from bundler.spec import BundleSpec, Spec
 from installer.errors import InvalidInput
+from installer.schema import json_schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -235,3 +240,15 @@ def test_init_never_overwrites(tmp_path: Path) -> None:
     assert isinstance(result.exception, InvalidInput)
     assert "already exists" in result.exception.message
     assert (tmp_path / "bundle.yaml").read_text() == "mine"
+
+
+def test_the_schema_takes_the_specs_that_come_along_and_refuses_misspelt_keys() -> None:
+    schema = json_schema(BundleSpec, "bundle.yaml")
+    validator = jsonschema.Draft202012Validator(schema)
+    folder = resources.files("manifests") / "bundles"
+    for name in ("harbor.yaml", "harbor-2.14.yaml", "harbor-platform.yaml"):
+        document = yaml.safe_load((folder / name).read_text())
+        validator.validate(json.loads(json.dumps(document, default=str)))
+        assert not validator.is_valid(document | {"chart": []})
+        assert not validator.is_valid(document | {"images": [{"referense": "a/b:1"}]})
+        assert validator.is_valid(document | {"images": ["a/b:1", {"reference": "a/c:1"}]})
