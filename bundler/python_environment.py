@@ -38,6 +38,8 @@ _ELSEWHERE = "make it on another machine and give it with --installer, or build 
 _IMPORT = re.compile(r"^ *(?:from|import) (\w+)", re.MULTILINE)
 _PROJECT = "harbor-airgap"
 _OWN = ("installer", "manifests")
+_NOT_USED = frozenset({"pygments", "markdown-it-py", "mdurl"})
+"""What rich colours source code and renders Markdown with: it imports them only then."""
 _LEFT_OUT = frozenset(
     {"__pycache__", "distutils", "ensurepip", "idlelib", "lib-dynload", "lib2to3"}
     | {"pydoc_data", "site-packages", "dist-packages", "sqlite3", "test", "tests", "tkinter"}
@@ -182,7 +184,7 @@ def _distributions() -> list[metadata.Distribution]:
                 for name in _imported(path):
                     open_names |= {(canonicalize_name(d), "") for d in providers.get(name, ())}
     chosen: dict[str, metadata.Distribution] = {}
-    seen: set[tuple[str, str]] = set()
+    seen = {(name, "") for name in _NOT_USED}
     while open_names - seen:
         name, extra = min(open_names - seen)
         seen.add((name, extra))
