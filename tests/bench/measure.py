@@ -54,8 +54,9 @@ REUSE, SINCE, COPY = "bundler build --reuse", "bundler build --since", "cp of th
 LOCK, CRANE_DIGEST = "bundler lock", "crane digest, one after the other"
 _AREA = 64 * 1024
 """Bytes of the signatures, which differ each time."""
-_START = 0.4
-_KILL_SPAN = 0.3
+_KILL_SPAN = 0.06
+"""Of the time of an undisturbed build: so that there are many kills before it is whole."""
+_POLL = 0.002
 _CONNECTIONS = 4
 OURS = "bundler build"
 ORAS, ORAS_SIGNED, SKOPEO, CRANE = "oras, unsigned", "oras", "skopeo", "crane"
@@ -294,19 +295,23 @@ class Bench:
         plan = peers.bundler_create(given, self._fresh())
         environment = {**os.environ, **plan.environment}
         before = self._upstream.sent()
-        killed = 0
+        journal = plan.result.with_name(plan.result.name + ".partial.journal")
+        killed = noted = 0
         began = time.monotonic()
         for _ in range(rounds):
             process = subprocess.Popen(
                 [*plan.steps[0], "--quiet"], env=environment, stderr=subprocess.DEVNULL
             )
-            # From its start to a little after the fetching begins: so that there are many of them.
+            # Once it fetches, which takes a little longer the more it finds and hashes again.
+            while process.poll() is None and size_of(journal) == noted:
+                time.sleep(_POLL)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_START + moments.random() * undisturbed.wall * _KILL_SPAN)
+                process.wait(moments.random() * undisturbed.wall * _KILL_SPAN)
             if process.poll() is None:
                 killed += 1
                 process.kill()
             process.wait()
+            noted = size_of(journal)
             if plan.result.exists():
                 break
         run([*plan.steps[0], "--quiet"], plan.environment)
@@ -564,6 +569,11 @@ class Bench:
             run(_pull(target.host, [item.reference for item in self.workload.images]))
         shutil.rmtree(storage)
         return replace(cost, requests=asked, figures={"registry": cpu})
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, none if there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def _pull(host: str, images: list[str]) -> Step:
