@@ -98,7 +98,7 @@ class Cluster:
             self.spawn(name, commands[name])
         self._wait("containerd", deadline, lambda: not self._ctr("version", check=False).returncode)
         self._import_pause()
-        self._wait("apiserver", deadline, lambda: self._answers("get", "--raw=/readyz"))
+        self.wait_for_api(deadline - time.monotonic())
         for name in commands:
             if name not in first:
                 self.spawn(name, commands[name])
@@ -184,6 +184,11 @@ class Cluster:
     def start(self, name: str) -> None:
         """Start one of the cluster's own programs again after ``stop``."""
         self.spawn(name, self._layout.commands(build.programs())[name])
+
+    def wait_for_api(self, seconds: float = 180) -> None:
+        """Wait until the API server serves; raises ClusterFailed."""
+        deadline = time.monotonic() + seconds
+        self._wait("apiserver", deadline, lambda: self._answers("get", "--raw=/readyz"))
 
     def reboot(self, seconds: float = 60) -> None:
         """Take the node's power away and give it back; the control plane is on another machine.

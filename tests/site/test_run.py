@@ -188,7 +188,9 @@ def test_secrets_are_the_sites_and_nowhere_to_be_read(story: Story) -> None:
 def test_a_seed_registry_that_was_killed_comes_back(story: Story, connected: Connected) -> None:
     serving = json.loads((story.state / "seed" / "serve.pid").read_text())["pid"]
     os.kill(serving, signal.SIGKILL)
-    assert "Connection refused" in connects(story.cluster, SEED)
+    end = time.monotonic() + 20
+    while "Connection refused" not in connects(story.cluster, SEED):
+        assert time.monotonic() < end
     before = story.revision()
     done = story.run("old")
     assert done.returncode == 0, done.stderr

@@ -157,6 +157,7 @@ def test_only_one_works_and_the_api_server_may_be_away(story: Chaos) -> None:
         story.cluster.stop("apiserver")
         time.sleep(AWAY)
         story.cluster.start("apiserver")
+        story.cluster.wait_for_api()
         words, _ = process.communicate(timeout=300)
     assert process.returncode in (0, 5, 6, 7, 8), words
     assert "Traceback" not in words

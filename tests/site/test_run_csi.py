@@ -202,7 +202,7 @@ def test_the_driver_comes_first_and_harbor_has_its_volumes(
     steps = [name for name in report["changed"] if not name.startswith(("images:", "health:"))]
     assert steps == [
         "verify", "tools", "seed", "nodes", f"release:{DRIVER}", f"secrets:{KEY}",
-        f"release:{KEY}",
+        f"companion:{KEY}", f"release:{KEY}",
     ], (report, provisioner.failures[-3:])  # fmt: skip
     looked = {*report["changed"], *report["unchanged"]}
     assert {f"images:{NAMESPACE}", "images:csi-driver-nfs"} <= looked
