@@ -16,6 +16,7 @@ VERBS = {
     "outdated": "Show what upstream has that is newer than the lock.",
     "diff": "Show what differs between two locks or two bundles.",
     "build": "Fetch everything that the lock names into one signed file.",
+    "inspect": "Show what a bundle holds, as the site will see it.",
     "sign": "Add a signature to a finished bundle.",
     "trust": "Make and rotate a trust root of several keys.",
     "attach-signature": "Add a signature that openssl, cosign or an HSM made.",

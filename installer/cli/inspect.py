@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -24,10 +25,11 @@ from installer.oci.graph import ImageIndex, read_manifest
 from installer.oci.reference import Reference
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from installer.bundle.archive import VerifiedBundle
-    from installer.bundle.manifest import Content
+    from installer.bundle.manifest import Content, Manifest
 
 
 @click.command("inspect")
@@ -107,6 +109,24 @@ def _show(verified: VerifiedBundle) -> None:
         rows.append(["database", database.reference + dated, size_text(database.size), digest])
     rows += [["file", f.name, size_text(f.size), f.sha256[:12]] for f in manifest.files]
     print_table("", ["kind", "name", "size", "sha256"], rows)
+    for sentence in _vouched(manifest):
+        click.echo(sentence)
+
+
+def _vouched(manifest: Manifest) -> Iterator[str]:
+    """What upstream says of its own and comes along, and who vouched when the lock was made."""
+    along = sum(len(one.accessories) for one in manifest.images)
+    along += sum(len(one.accessories) for one in manifest.charts)
+    if along:
+        yield f"signatures, SBOMs and attestations of upstream in it: {along}"
+    lists = (
+        manifest.charts, manifest.images, manifest.tools, manifest.databases, manifest.files
+    )  # fmt: skip
+    verified = [one.verified for contents in lists for one in contents]
+    methods = Counter(check.method for checks in verified for check in checks)
+    nobody = sum(not checks for checks in verified)
+    ways = ", ".join(f"{method} {count}" for method, count in sorted(methods.items()))
+    yield f"vouched for when it was locked: {ways or 'nothing'}; by nobody: {nobody}"
 
 
 def _content_size(verified: VerifiedBundle, content: Content) -> int:

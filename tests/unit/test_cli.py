@@ -104,6 +104,9 @@ def test_wrong_use_is_exit_code_2(folder: Path, argv: tuple[str, ...]) -> None:
 def test_inspect_shows_and_prints_json(folder: Path) -> None:
     shown = run("installer", "inspect", "good.tar", "--key", "release.pub", cwd=folder)
     assert "harbor  serial 7" in shown.stdout
+    assert "by nobody: " in shown.stdout
+    made = run("bundler", "inspect", "good.tar", "--key", "release.pub", cwd=folder)
+    assert made.stdout == shown.stdout
     printed = run(
         "installer", "inspect", "good.tar", "--key", "release.pub", "--output", "json", cwd=folder
     )
