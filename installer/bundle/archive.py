@@ -18,10 +18,11 @@ from __future__ import annotations
 import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from installer.bundle.digest import Digest
-from installer.bundle.layout import BLOCK, Layout, header, layout, padding
+from installer.bundle.layout import BLOCK, Layout, difference, header, layout, padding
 from installer.bundle.manifest import MAX_MANIFEST_BYTES, NAME, Manifest, decode
 from installer.bundle.parts import BundleFile
 from installer.bundle.signature import decode_area
@@ -44,20 +45,32 @@ _MAX_AREA = 1024 * 1024
 
 def read_exactly(file: BundleFile, offset: int, size: int, what: str) -> bytes:
     """Read ``size`` bytes at ``offset``; raises Corrupt when the file ends before."""
-    pieces = []
-    while size:
+    data = b""
+    while len(data) < size:
         try:
-            piece = file.read(min(size, 64 * CHUNK), offset)
+            piece = file.read(min(size - len(data), 64 * CHUNK), offset + len(data))
         except OSError as error:
             raise TransferFailed(
                 f"{what}: {error.strerror}", hint="is the disk damaged?"
             ) from error
         if not piece:
-            raise Corrupt(f"{what}: the file ends at byte {offset}, {size} bytes too early")
-        pieces.append(piece)
-        offset += len(piece)
-        size -= len(piece)
-    return b"".join(pieces)
+            at, short = offset + len(data), size - len(data)
+            raise Corrupt(f"{what}: the file ends at byte {at}, {short} bytes too early")
+        data = data + piece if data else piece
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class SignedBytes:
+    """The bytes of bundle.json over which trusted signatures held, not decoded yet.
+
+    ``offset`` is that of its tar header in the file.
+    """
+
+    payload: bytes
+    digest: Digest
+    offset: int
+    signers: tuple[str, ...]
 
 
 class UnverifiedBundle:
@@ -87,31 +100,50 @@ class UnverifiedBundle:
         digest: then it may have expired.
         The open file moves to the result, which is closed by its user.
         """
+        signed = self.check_signature(trust)  # (1), (2)
+        manifest = decode(signed.payload)  # (3)
+        if now is not None:
+            check_expiry(manifest, now)  # (4)
+        places = self._check_frames(manifest, signed)  # (5)
+        bundle = VerifiedBundle(
+            self._path, self.file, manifest, places, signed.signers, signed.digest
+        )
+        self._moved = True
+        return bundle
+
+    def check_signature(self, trust: Trust) -> SignedBytes:
+        """Checks (1) and (2) alone: the first bytes of the file that are known to be the signer's.
+
+        Raises a NotTrusted or Corrupt. Time and memory depend on bundle.json's size only.
+        """
         area_size = self._area_size()
         size = self._manifest_size(area_size)
         area = read_exactly(self.file, 0, area_size, "signatures")  # (1)
         payload = read_exactly(self.file, area_size + BLOCK, size, NAME)
         digest = Digest.of(payload)
         signatures = decode_area(area, digest)
-        signers = trust.signers(payload, signatures)  # (2)
-        manifest = decode(payload)  # (3)
-        if now is not None:
-            check_expiry(manifest, now)  # (4)
-        places = layout(manifest, size)
-        if manifest.signature_area != area_size:
-            raise Corrupt(f"{NAME} stands at {area_size}, not at {manifest.signature_area}")
-        if places.size != self._size:  # (5)
+        return SignedBytes(payload, digest, area_size, trust.signers(payload, signatures))  # (2)
+
+    def _check_frames(self, manifest: Manifest, signed: SignedBytes) -> Layout:
+        """Compare everything that is no content with what bundle.json dictates."""
+        places = layout(manifest, len(signed.payload))
+        if manifest.signature_area != signed.offset:
+            raise Corrupt(f"{NAME} stands at {signed.offset}, not at {manifest.signature_area}")
+        if places.size != self._size:
             verb = "cut off" if self._size < places.size else "extended"
             raise Corrupt(
                 f"{self._path}: {self._size} bytes, should have {places.size}: it was {verb}",
                 hint="copy it again from the medium",
             )
         for offset, expected, what in places.frames():
-            if read_exactly(self.file, offset, len(expected), what) != expected:
-                raise Corrupt(f"the tar header or padding before {what!r} at byte {offset} differs")
-        bundle = VerifiedBundle(self._path, self.file, manifest, places, signers, digest)
-        self._moved = True
-        return bundle
+            found = read_exactly(self.file, offset, len(expected), what)
+            if found != expected:
+                raise Corrupt(
+                    f"the tar before {what!r} at byte {offset} differs from what is signed: "
+                    f"it has {difference(found, expected)}",
+                    hint="the file was changed after signing or is damaged: copy it again",
+                )
+        return places
 
     def _area_size(self) -> int:
         """Skip members with our signature names; the first other header must be bundle.json's."""
@@ -139,12 +171,16 @@ class UnverifiedBundle:
                 f"{self._path}: unsigned: there is no signature before {NAME}",
                 hint="take a bundle that `bundler build` finished",
             )
+        if position >= _MAX_AREA:
+            raise Corrupt(f"no {NAME} in the first {_MAX_AREA} bytes, where signatures may stand")
         return position
 
     def _manifest_size(self, area_size: int) -> int:
         block = read_exactly(self.file, area_size, BLOCK, NAME)
         size = _size_field(block)
-        if not 0 <= size <= MAX_MANIFEST_BYTES or block != header(NAME, size):
+        if size > MAX_MANIFEST_BYTES:
+            raise Corrupt(f"{NAME} would have {size} bytes, over the limit of {MAX_MANIFEST_BYTES}")
+        if size < 0 or block != header(NAME, size):
             raise Corrupt(f"the tar header of {NAME} at byte {area_size} is not the expected one")
         return size
 
@@ -230,7 +266,7 @@ class VerifiedBundle:
         for piece in self.stream(entry):
             hasher.update(piece)
             yield piece
-        _check_digest(entry, hasher.hexdigest())
+        _check_digest(entry, hasher.hexdigest())  # (6)
 
     def stream(self, entry: Entry, start: int = 0) -> Iterator[bytes]:
         """The member's bytes from ``start`` on in pieces of 1 MiB, for a caller that hashes them.
@@ -255,7 +291,7 @@ class VerifiedBundle:
     def verify_members(
         self, *, threads: int, progress: Callable[[int], None] = lambda _: None
     ) -> list[Corrupt]:
-        """Hash all members on ``threads`` threads (6); returns what differs, empty if all held.
+        """Hash all members on ``threads`` threads; returns what differs, empty if all held.
 
         Of the bases only what is required of them is hashed, as is what a delta stands on.
         ``progress`` is told the bytes of each finished piece. Members are handed to the threads
@@ -273,7 +309,8 @@ class VerifiedBundle:
                 if entry is None:
                     return
                 try:
-                    _check_digest(entry, bundle._hash(entry, buffer, progress, stop))  # noqa: SLF001 (of this class)
+                    digest = bundle._hash(entry, buffer, progress, stop)  # noqa: SLF001 (of this class)
+                    _check_digest(entry, digest)  # (6)
                 except Corrupt as error:
                     found.append(error if bundle is self else _in_base(bundle, error))
 

@@ -241,11 +241,12 @@ def decode(data: bytes) -> Manifest:
         raise Corrupt(f"{NAME}: {len(data)} bytes, over the limit of {MAX_MANIFEST_BYTES}")
     try:
         manifest = decode_json(data, Manifest)
+        canonical = encode(manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(
             f"{NAME}: {error}", hint="a bundle of a later format needs a later installer"
         ) from error
-    if encode(manifest) != data:
+    if canonical != data:
         raise Corrupt(f"{NAME}: not in canonical form", hint="see docs/format.md")
     try:
         _check(manifest)
@@ -257,9 +258,12 @@ def decode(data: bytes) -> Manifest:
 def parse_time(text: str) -> datetime:
     """Read a time of the manifest (``2026-01-31T12:00:00Z``); raises Corrupt."""
     try:
-        return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+        moment = datetime.strptime(text, _TIME).replace(tzinfo=UTC)
     except ValueError as error:
         raise Corrupt(f"{NAME}: not a time: {text[:40]!r}") from error
+    if format_time(moment) != text:  # 2026-1-2, or digits of another script
+        raise Corrupt(f"{NAME}: not a time in its one form: {text[:40]!r}")
+    return moment
 
 
 def format_time(moment: datetime) -> str:
@@ -271,17 +275,13 @@ def _check(manifest: Manifest) -> None:
     """What types can't say: safe and unique paths, blobs named by digest, references resolved."""
     seen: set[str] = set()
     for member in manifest.members:
-        check_path(member.path)
-        if not 0 <= member.size <= MAX_NUMBER:
-            raise InvalidInput(f"member {member.path}: size out of range")
-        _check_blob_name(member)
+        _check_name(member)
         folded = member.path.casefold()
         if folded in seen:
             raise InvalidInput(f"member {member.path} is there twice")
         seen.add(folded)
     for member in manifest.required:
-        check_path(member.path)
-        _check_blob_name(member)
+        _check_name(member)
         if member.path in seen or not member.path.startswith(_BLOBS):
             raise InvalidInput(f"required {member.path} is no blob, or is in the bundle as well")
         seen.add(member.path)
@@ -307,7 +307,12 @@ def check_path(path: str) -> None:
         raise InvalidInput(f"member path {path!r} is reserved")
 
 
-def _check_blob_name(member: Member) -> None:
-    digest = member.digest
-    if member.path.startswith("blobs/") and member.path != digest.blob_path:
-        raise InvalidInput(f"member {member.path} has digest {digest}")
+def _check_name(member: Member) -> None:
+    """Refuse an unsafe path, an impossible size, and a blob that is not named by its digest."""
+    blob_path = member.digest.blob_path
+    if member.path != blob_path:  # which is a safe path
+        check_path(member.path)
+        if member.path.startswith("blobs/"):
+            raise InvalidInput(f"member {member.path} has digest {member.digest}")
+    if not 0 <= member.size <= MAX_NUMBER:
+        raise InvalidInput(f"member {member.path}: size out of range")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -21,13 +23,16 @@ from installer.errors import (
     WrongChannel,
 )
 from installer.keys import generate
-from tests.attacks.mutants import MUTANTS, Sample, sample
+from tests.attacks.mutants import MUTANTS, Sample, resigned, sample
+from tests.attacks.signed import SIGNED, nested, other_half
+from tests.attacks.witness import untouched
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 GOOD = sample()
+ATTACKS = MUTANTS | SIGNED
 
 
 def check(path: Path, good: Sample = GOOD, now: datetime = NOW) -> None:
@@ -45,17 +50,54 @@ def test_the_good_bundle_passes(tmp_path: Path) -> None:
     check(path)
 
 
-@pytest.mark.parametrize("attack", MUTANTS)
+def test_the_other_half_of_a_signature_is_the_same_bundle(tmp_path: Path) -> None:
+    """ECDSA has two signatures for each; openssl makes both kinds, so neither can be refused.
+
+    Nothing is told apart by a signature's bytes: the bundle's identity is that of bundle.json.
+    """
+    halves = [resigned(GOOD), other_half(GOOD)]
+    found = []
+    for number, data in enumerate(halves):
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(data)
+        with UnverifiedBundle(path) as unverified:
+            verified = unverified.verify(KeyTrust(GOOD.key.public, "release.pub"), NOW)
+        with verified:
+            found.append((verified.digest, verified.signers, verified.verify_members(threads=1)))
+    assert found[0] == found[1]
+    assert halves[0] != halves[1]
+
+
+def test_the_witness_sees_what_is_written_and_started(tmp_path: Path) -> None:
+    for deed in (
+        lambda: (tmp_path / "new").write_bytes(b""),
+        (tmp_path / "folder").mkdir,
+        lambda: subprocess.run(["true"], check=True),
+    ):
+        with pytest.raises(AssertionError, match=r"open|mkdir|Popen"), untouched():
+            deed()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_refused(attack: str, tmp_path: Path) -> None:
-    make, expected = MUTANTS[attack]
+    make, expected, words = ATTACKS[attack]
     data = make(GOOD)
     assert data != GOOD.data
     path = tmp_path / "mutant.tar"
     path.write_bytes(data)
-    with pytest.raises(expected) as caught:
+    with untouched(), pytest.raises(expected, match=words) as caught:
         check(path)
     assert type(caught.value) is expected
     assert caught.value.message
+
+
+def test_values_nested_up_to_where_the_stack_ends(tmp_path: Path) -> None:
+    """Reading needs less stack than writing again: both ends must be our own error."""
+    path = tmp_path / "deep.tar"
+    for depth in range(900, 1000, 3):
+        path.write_bytes(nested(depth)(GOOD))
+        with suppress(Corrupt):
+            check(path)
 
 
 def test_a_thousand_flipped_bits_are_noticed(tmp_path: Path) -> None:
@@ -111,9 +153,8 @@ def test_bundles_of_two_channels_are_not_used_as_one() -> None:
 
 
 def test_content_that_differs_is_refused_each_time(tmp_path: Path) -> None:
-    make, _ = MUTANTS["content changed"]
     path = tmp_path / "changed.tar"
-    path.write_bytes(make(GOOD))
+    path.write_bytes(MUTANTS["content changed"].make(GOOD))
     with UnverifiedBundle(path) as unverified:
         verified = unverified.verify(KeyTrust(GOOD.key.public, "release.pub"), NOW)
     with verified:
