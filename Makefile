@@ -7,8 +7,9 @@ CACHE := $(if $(AIRGAP_CACHE),$(AIRGAP_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE
 export AIRGAP_CACHE := $(CACHE)
 export AIRGAP_SHARED ?= $(abspath ../shared)
 WORKERS ?= 2
+FUZZ_SECONDS ?= 60
 
-.PHONY: help install test lint unit integration site bench demo lock-requirements loader clean
+.PHONY: help install test lint unit integration site fuzz bench demo lock-requirements loader clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -23,13 +24,14 @@ $(STAMP): requirements-dev.txt requirements-programs.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-test: lint unit ## Lint, types, import rules, unit, attack and contract tests
+test: lint unit ## Lint, types, import rules, bandit, unit, attack and contract tests
 
-lint: $(STAMP) ## ruff, mypy strict, import rules
+lint: $(STAMP) ## ruff, mypy strict, import rules, bandit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml bundler installer
 
 unit: $(STAMP)
 	$(BIN)/pytest -n $(WORKERS) tests/unit tests/attacks tests/contract -m "not integration"
@@ -39,6 +41,9 @@ integration: $(STAMP) ## Real peers: needs root and the Debian packages that .ci
 
 site: $(STAMP) ## A real Kubernetes in a namespace without a route out: needs root and Go
 	$(BIN)/pytest tests/site -m site
+
+fuzz: $(STAMP) ## Look for inputs that bring a reader down; FUZZ_SECONDS for each, Linux on x86-64
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 bench: $(STAMP) ## Measure against skopeo, oras and docker-registry; results in docs/benchmarks.md
 	$(BIN)/python -m tests.bench $(BENCH)

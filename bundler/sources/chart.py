@@ -140,8 +140,8 @@ def newest_version(upstream: Upstream, wanted: ChartSource) -> str:
         index = _read_index(upstream.web.read(_index_of(wanted), _MAX_INDEX_BYTES), what)
         versions = [
             str(entry.get("version"))
-            for entry in index.get(wanted.name) or ()
-            if isinstance(entry, dict) and not entry.get("deprecated")
+            for entry in _releases(index, wanted.name)
+            if not entry.get("deprecated")
         ]
     else:
         return ""
@@ -193,9 +193,15 @@ def _read_index(data: bytes, what: str) -> dict[str, Any]:
     return entries
 
 
+def _releases(entries: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The entries of a chart; what is no list of maps counts as none."""
+    found = entries.get(name)
+    return [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
+
+
 def _find_version(entries: dict[str, Any], wanted: ChartSource, what: str) -> dict[str, Any]:
     """The index's entry for exactly this version; raises NotFound that says what there is."""
-    releases = [e for e in entries.get(wanted.name) or () if isinstance(e, dict)]
+    releases = _releases(entries, wanted.name)
     if not releases:
         meant = nearest(wanted.name, entries)
         raise NotFound(

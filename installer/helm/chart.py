@@ -165,6 +165,12 @@ def _chart(files: dict[str, bytes], name: str, depth: int) -> ChartArchive:
     # Charts of apiVersion v1 keep their dependencies in a file of their own.
     if requirements := _yaml(files, "requirements.yaml", name)[0].get("dependencies"):
         metadata.setdefault("dependencies", requirements)
+    for key, kind in (("maintainers", list), ("dependencies", list), ("annotations", dict)):
+        found = metadata.get(key) or kind()
+        parts = found if isinstance(found, list) and kind is list else ()
+        if not isinstance(found, kind) or not all(isinstance(part, dict) for part in parts):
+            wanted = "a list of maps" if kind is list else "a map"
+            raise InvalidInput(f"{name}: Chart.yaml: {key} is not {wanted}")
     values, text = _yaml(files, "values.yaml", name)
     commented = set(commented_keys(text))
     shared: dict[str, Any] = {}

@@ -84,6 +84,11 @@ class BundleStore:
         reached: set[str] = set()
         for bundle in self.bundles:
             for named in catalog(bundle.manifest):
+                if not named.content.root.is_manifest:
+                    raise Corrupt(
+                        f"{bundle.path}: {named.repository} is of type "
+                        f"{named.content.media_type[:100]!r}, which is no manifest"
+                    )
                 self._name(named)
                 self._walk(named.content.root, reached)
         self._find_referrers(reached)
@@ -108,18 +113,31 @@ class BundleStore:
         waiting = [root]
         while waiting:
             descriptor = waiting.pop()
-            if descriptor.digest in self._manifests:
-                continue
             path = descriptor.digest.blob_path
             reached.add(path)
             place = self.place(descriptor.digest)
-            if place is None or not descriptor.is_manifest:
+            if place is None:
                 continue
             bundle, entry = place
-            if entry.member.size != descriptor.size or descriptor.size > MAX_MANIFEST_BYTES:
+            if entry.member.size != descriptor.size:
                 raise Corrupt(
-                    f"{bundle.path}: manifest {descriptor.digest} has {entry.member.size} bytes "
-                    f"(at most {MAX_MANIFEST_BYTES}), what points to it says {descriptor.size}"
+                    f"{bundle.path}: {descriptor.digest} has {entry.member.size} bytes, "
+                    f"what points to it says {descriptor.size}"
+                )
+            if not descriptor.is_manifest:
+                continue
+            known = self._manifests.get(descriptor.digest)
+            if known is not None:
+                if known.media_type != descriptor.media_type:
+                    raise Corrupt(
+                        f"{bundle.path}: {descriptor.digest} is {known.media_type} and "
+                        f"{descriptor.media_type}, as one asks what points to it"
+                    )
+                continue
+            if descriptor.size > MAX_MANIFEST_BYTES:
+                raise Corrupt(
+                    f"{bundle.path}: manifest {descriptor.digest} has {descriptor.size} bytes, "
+                    f"at most {MAX_MANIFEST_BYTES} are read"
                 )
             data = bundle.read(path)
             document = read_manifest(data, descriptor.media_type, f"{bundle.path}: {path}")

@@ -2,10 +2,15 @@
 
 Manifests are kept as the bytes that the registry sent; here they are only read. Nothing is read
 before its digest held: the functions take bytes that a caller has checked.
+
+The same bytes are read again by registries and container runtimes, most of them in Go, whose JSON
+takes ``Layers`` for ``layers`` and the last of two keys. What they could understand differently is
+refused, so that nobody can be shown other layers than those that were checked and carried.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,8 +146,11 @@ def read_manifest(data: bytes, media_type: str, where: str) -> ImageManifest | I
         raise Corrupt(f"{where}: manifest of {len(data)} bytes is over {MAX_MANIFEST_BYTES}")
     try:
         document = decode_json(data, _Document)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _check_keys(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Corrupt(f"{where}: not an OCI manifest: {error}") from error
+    if document.schema_version != 2:  # noqa: PLR2004 - the only one there is (manifest.md)
+        raise Corrupt(f"{where}: schema version {document.schema_version} instead of 2")
     if document.media_type and document.media_type != media_type:
         raise Corrupt(f"{where}: says {document.media_type}, its descriptor says {media_type}")
     subject = document.subject.typed(where) if document.subject else None
@@ -164,6 +172,30 @@ def read_manifest(data: bytes, media_type: str, where: str) -> ImageManifest | I
         document.artifact_type or document.config.media_type,
         annotations,
     )
+
+
+def _check_keys(data: bytes) -> None:
+    """Refuse a key that is there twice, or in another case; raises ValueError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key is there twice")
+        return found
+
+    document = json.loads(data, object_pairs_hook=unique)
+    children = [document.get(key) for key in ("config", "subject")]
+    for key in ("layers", "manifests"):
+        children += document.get(key) or ()
+    for part, known in (
+        (document, _Document),
+        *((child, _Descriptor) for child in children if child),
+        *((child["platform"], _Platform) for child in children if child and child.get("platform")),
+    ):
+        names = {name.lower(): name for name in known.__struct_encode_fields__}
+        for key in part:
+            if names.get(key.lower(), key) != key:
+                raise ValueError(f"the key {key[:40]!r}, which is written {names[key.lower()]!r}")
 
 
 def artefact_manifest(
