@@ -169,7 +169,10 @@ def _from_repository(upstream: Upstream, wanted: ChartSource, what: str) -> tupl
     urls = found.get("urls")
     if not isinstance(urls, list) or not urls or not isinstance(urls[0], str):
         raise InvalidInput(f"{what}: {wanted.version} has no URL in the repository's index.yaml")
-    place = urljoin(_index_of(wanted), urls[0])
+    try:
+        place = urljoin(_index_of(wanted), urls[0])
+    except ValueError:  # as for http://[::1
+        place = ""
     if not is_url(place):
         raise InvalidInput(
             f"{what}: the repository's index.yaml names a {urlsplit(place).scheme} address",
@@ -177,7 +180,7 @@ def _from_repository(upstream: Upstream, wanted: ChartSource, what: str) -> tupl
         )
     digest = str(found.get("digest") or "").removeprefix("sha256:")
     expected = upstream.pins.get(what) or (Digest(digest) if digest else None)
-    return place, upstream.file(place, what, expected)
+    return place, upstream.file(place, what, expected, limit=MAX_ARCHIVE_BYTES)
 
 
 def _read_index(data: bytes, what: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from bundler.lock import Blob
 from bundler.sources.archives import is_archive, read_member
-from bundler.sources.upstream import OCTETS, Locked, authored
+from bundler.sources.upstream import MAX_FILE_BYTES, OCTETS, Locked, authored, bounded
 from installer.bundle.digest import Digest
 from installer.bundle.manifest import Tool, Verification
 from installer.errors import InvalidInput
@@ -63,7 +63,7 @@ def lock_tool(upstream: Upstream, platform: str, wanted: ToolSource) -> Locked[T
     if wanted.member:
         archive = str(program.digest)
         content = read_member(program.path, wanted.member, f"{what}: {wanted.source}")
-        program = upstream.cache.put(content, what=what)
+        program = upstream.cache.put(bounded(content, MAX_FILE_BYTES, what), what=what)
     elif is_archive(program.path):
         raise InvalidInput(
             f"{what}: {wanted.source} is an archive, not a program",

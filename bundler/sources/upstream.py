@@ -32,7 +32,7 @@ from installer.oci.registry import RegistryStore
 from installer.oci.store import read_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
     from typing import Self
 
@@ -46,6 +46,8 @@ DAEMON = "docker://"
 ARCHIVE = "archive:"
 """Before the path of an image archive whose blobs a lock names."""
 OCTETS = "application/octet-stream"
+MAX_FILE_BYTES = 4 << 30
+"""Of a downloaded file whose size nobody has said yet, and of what is taken out of an archive."""
 _EMPTY = "{}"
 
 EntryT = TypeVar("EntryT", bound=Content)
@@ -135,16 +137,18 @@ class Upstream:
         reference = Reference.parse(blob.repository)
         return read_all(self.store(reference.host), reference.path, blob.descriptor)
 
-    def file(self, source: str, what: str, expected: Digest | None = None) -> Cached:
+    def file(
+        self, source: str, what: str, expected: Digest | None = None, limit: int = MAX_FILE_BYTES
+    ) -> Cached:
         """Have a source on disk: a path where it is, a URL in the cache; ``what`` is for errors.
 
-        Raises InvalidInput for a missing path, Corrupt when it has another digest than expected.
+        Raises InvalidInput for a missing path, Corrupt when it has another digest than expected
+        or when more than ``limit`` bytes are sent.
         """
         if is_url(source):
             found = self.cache.get(expected) if expected else None
-            return found or self.cache.put(
-                self.web.download(source), expected=expected, what=f"{what}: {source}"
-            )
+            chunks = bounded(self.web.download(source), limit, f"{what}: {source}")
+            return found or self.cache.put(chunks, expected=expected, what=f"{what}: {source}")
         if (self.folder / source).is_dir():
             return self.cache.put([pack_chart(self.folder / source)], expected=expected, what=what)
         try:
@@ -191,8 +195,9 @@ class Upstream:
         """
         if blob.member:
             archive = self.file(blob.source, blob.source, Digest.parse(blob.archive))
+            content = read_member(archive.path, blob.member, blob.source)
             return self.cache.put(
-                read_member(archive.path, blob.member, blob.source),
+                bounded(content, blob.size, blob.source),
                 expected=blob.descriptor.digest,
                 what=f"{blob.source}: {blob.member}",
             )
@@ -211,6 +216,16 @@ class Upstream:
                 hint="it has changed since the lock was made: lock again",
             )
         return found
+
+
+def bounded(chunks: Iterable[bytes], limit: int, what: str) -> Iterator[bytes]:
+    """Pass chunks on; raises Corrupt at more than ``limit`` bytes: nobody may fill the disk."""
+    seen = 0
+    for chunk in chunks:
+        seen += len(chunk)
+        if seen > limit:
+            raise Corrupt(f"{what}: more than {limit} bytes", hint="is this the right address?")
+        yield chunk
 
 
 def registry_blob(reference: Reference, descriptor: Descriptor) -> Blob:

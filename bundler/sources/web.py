@@ -115,7 +115,10 @@ class Web:
         return bytes(data)
 
     def _client(self, url: str) -> Client:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise InvalidInput(f"not a URL: {url[:200]!r}: {error}") from error
         if "@" in parts.netloc:
             # The URL would go into the lock and the bundle: it is not even repeated here.
             raise InvalidInput(

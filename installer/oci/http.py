@@ -318,7 +318,10 @@ class Client:
     def location(self, answer: Answer, what: str, link: str | None = None) -> str:
         """Make a link (of Location) absolute; raises TransferFailed for an unsafe one."""
         found = answer.headers.get("Location", "") if link is None else link
-        url = urljoin(answer.url, found)
+        try:
+            url = urljoin(answer.url, found)
+        except ValueError:  # as for http://[::1
+            url = ""
         scheme, host, _ = _origin(url)
         if not found or scheme not in ("http", "https") or not host:
             raise TransferFailed(f"{what}: HTTP {answer.status} without a usable Location")
