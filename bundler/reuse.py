@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from bundler.cache import CHUNK
 from installer.bundle.parts import BundleFile
 from installer.errors import AirgapError, InvalidInput
+from installer.tar import UNREADABLE, CautiousHeader, members
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -125,13 +126,16 @@ class _Readable(io.RawIOBase):
 def _of_archive(path: Path) -> Iterator[tuple[str, Place]]:
     try:
         # Compressed ones have no places in them.
-        with BundleFile(path) as file, tarfile.open(fileobj=_Readable(file), mode="r:") as archive:
-            for member in archive:
+        with (
+            BundleFile(path) as file,
+            tarfile.open(fileobj=_Readable(file), mode="r:", tarinfo=CautiousHeader) as archive,
+        ):
+            for member in members(archive):
                 name = member.name.removeprefix("./")
                 if name.startswith(_BLOBS) and member.isreg() and not member.issparse():
                     where = Place(path, member.offset_data, member.size)
                     yield name.removeprefix(_BLOBS), where
-    except tarfile.TarError:
-        return  # cut off, or no tar at all: what was found until there is hashed like all else
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror}") from error
+    except UNREADABLE:
+        return  # cut off, or no tar at all: what was found until there is hashed like all else

@@ -6,20 +6,19 @@ that are no plain files, and archives that can't be read to the end of the membe
 
 from __future__ import annotations
 
-import lzma
 import tarfile
 import zipfile
-import zlib
 from typing import TYPE_CHECKING
 
 from bundler.cache import CHUNK
 from installer.errors import InvalidInput
+from installer.tar import UNREADABLE, CautiousHeader, members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
+_BROKEN = (*UNREADABLE, zipfile.BadZipFile)
 _ZIP_MAGIC = b"PK\x03\x04"
 _MAGICS = (_ZIP_MAGIC, b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _SHOWN = 10
@@ -49,8 +48,8 @@ def read_member(archive: Path, member: str, what: str) -> Iterator[bytes]:
 
 def _from_tar(archive: Path, member: str, what: str) -> Iterator[bytes]:
     seen: list[str] = []
-    with tarfile.open(archive, "r|*") as tar:
-        for entry in tar:
+    with tarfile.open(archive, "r|*", tarinfo=CautiousHeader) as tar:
+        for entry in members(tar):
             name = entry.name.removeprefix("./")
             if name != member.removeprefix("./"):
                 seen += [name] if entry.isfile() else []

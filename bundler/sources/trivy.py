@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 import tarfile
-import zlib
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003 - msgspec resolves annotations at run time
 from typing import IO, TYPE_CHECKING
@@ -24,6 +23,7 @@ from installer.bundle.manifest import Database, format_time
 from installer.errors import InvalidInput
 from installer.oci.graph import ImageManifest, read_manifest
 from installer.structs import decode_json
+from installer.tar import UNREADABLE, CautiousHeader, members
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _METADATA = "metadata.json"
 _MAX_METADATA_BYTES = 64 * 1024
 _TITLE = "org.opencontainers.image.title"
-_BROKEN = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError)
 
 _PAGE_HEADER = struct.Struct("<QHHI")  # id, flags, count, overflow
 _META = struct.Struct("<IIIIQQQQQ")  # magic, version, page size, flags, root … transaction
@@ -138,8 +137,8 @@ def _inspect(layer: Path, kind: _Kind, where: str) -> Metadata:
     metadata: Metadata | None = None
     filled = False
     try:
-        with tarfile.open(layer, "r|gz") as tar:
-            for entry in tar:
+        with tarfile.open(layer, "r|gz", tarinfo=CautiousHeader) as tar:
+            for entry in members(tar):
                 content = tar.extractfile(entry) if entry.isfile() else None
                 if content is None:
                     continue
@@ -150,7 +149,7 @@ def _inspect(layer: Path, kind: _Kind, where: str) -> Metadata:
                     filled = entry.size > 0 and not (kind.bbolt and _is_empty_bbolt(content))
     except msgspec.DecodeError as error:
         raise InvalidInput(f"{where}: {_METADATA} can't be read: {error}") from error
-    except _BROKEN as error:
+    except UNREADABLE as error:
         raise InvalidInput(f"{where}: its layer can't be read: {error}") from error
     if metadata is None:
         raise InvalidInput(f"{where}: has no {_METADATA}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +19,7 @@ import msgspec
 from installer.documents import compose, plain, read_bounded
 from installer.errors import InvalidInput
 from installer.helm.values import coalesce, commented_keys, merge
+from installer.tar import UNREADABLE, CautiousHeader, members
 
 MAX_ARCHIVE_BYTES = 20 * 1024 * 1024
 """Compressed; the largest published charts have about 1 MiB."""
@@ -108,15 +108,16 @@ def _files(data: bytes, name: str) -> dict[str, bytes]:
             content = stream.read(MAX_CHART_BYTES + 1)
         if len(content) > MAX_CHART_BYTES:
             raise InvalidInput(f"{name}: unpacks to more than {MAX_CHART_BYTES} bytes")
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+        tar = io.BytesIO(content)
+        with tarfile.open(fileobj=tar, mode="r:", tarinfo=CautiousHeader) as archive:
             return _members(archive, name)
-    except (OSError, EOFError, zlib.error, tarfile.TarError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidInput(f"{name}: not a packaged chart: {error}") from error
 
 
 def _members(archive: tarfile.TarFile, name: str) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    for count, member in enumerate(archive):
+    for count, member in enumerate(members(archive)):
         path = PurePosixPath(member.name)
         if count > _MAX_FILES:
             raise InvalidInput(f"{name}: more than {_MAX_FILES} files")
