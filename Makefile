@@ -47,6 +47,7 @@ fuzz: $(STAMP) ## Look for inputs that bring a reader down; FUZZ_SECONDS for eac
 
 bench: $(STAMP) ## Measure against skopeo, oras and docker-registry; results in docs/benchmarks.md
 	$(BIN)/python -m tests.bench $(BENCH)
+	$(BIN)/python -m tests.bench.trust $(filter --quick,$(BENCH))
 
 demo: $(STAMP) ## The whole way on this machine: upstream, lock, bundle, verify, serve, render
 	$(BIN)/python -m tests.demo
