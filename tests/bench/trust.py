@@ -21,13 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bundler.keys import SigningKey, generate
 from installer.bundle.archive import UnverifiedBundle
 from installer.bundle.digest import Digest
 from installer.bundle.layout import BLOCK, layout
 from installer.bundle.manifest import SIGNATURE_AREA, Manifest, Member, encode
 from installer.bundle.signature import encode_area
 from installer.bundle.trust import KeyTrust
+from installer.keys import SigningKey, generate
 from tests.bench.account import forget
 
 if TYPE_CHECKING:

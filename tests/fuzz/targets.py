@@ -188,7 +188,7 @@ def index(data: bytes) -> None:
 
 def challenge(data: bytes) -> None:
     """WWW-Authenticate of a registry."""
-    authority = Authority(None, lambda _realm, _query, _login: ("token", 60.0))
+    authority = Authority(None, lambda _request: ("token", 60.0))
     authority.renew(data.decode("latin-1"), ("repository:a/b:pull",), None)
 
 

@@ -64,11 +64,11 @@ def test_a_good_bundle(folder: Path) -> None:
         ("signed by another key", 3),
         ("truncated inside the last block", 4),
         ("content changed", 4),
-        ("member turned into a symlink", 4),
+        ("member turned into a symbolic link", 4),
     ],
 )
 def test_refusals_have_their_exit_codes(folder: Path, attack: str, code: int) -> None:
-    (folder / "bad.tar").write_bytes(MUTANTS[attack][0](GOOD))
+    (folder / "bad.tar").write_bytes(MUTANTS[attack].make(GOOD))
     for verb in ("verify", "inspect"):
         if verb == "inspect" and attack == "content changed":
             continue  # inspect reads no contents
