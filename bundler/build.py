@@ -346,7 +346,7 @@ def _jobs(lock: Lock, prepared: Plan, upstream: Upstream) -> list[Job]:
         elif path in prepared.installers:
             jobs.append(Job(entry, _from_file(prepared.installers[path]), path))
         else:
-            assert blob is not None  # noqa: S101 (in front, an installer or a blob)  # nosec B101
+            assert blob is not None  # noqa: S101 (in front, an installer or a blob)
             place = prepared.local.find(entry.member.digest, entry.member.size)
             read = place.read if place else None
             source = _from_upstream(upstream, blob)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _API_PATHS = ("", "v1", "v2")
-_IDENTITY_TOKEN = "<token>"  # noqa: S105 (docker's user name beside a token)  # nosec B105
+_IDENTITY_TOKEN = "<token>"  # noqa: S105 (docker's user name beside a token)
 
 
 class RegistryLogins:

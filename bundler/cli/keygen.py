@@ -9,7 +9,7 @@ import click
 from installer.cli.console import passphrase, say
 from installer.keys import write_pair
 
-PASSPHRASE_VARIABLE = "BUNDLER_PASSPHRASE"  # noqa: S105 (a variable's name)  # nosec B105
+PASSPHRASE_VARIABLE = "BUNDLER_PASSPHRASE"  # noqa: S105 (a variable's name)
 
 
 @click.command("keygen")

@@ -60,7 +60,7 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"{self._package}.{cmd_name.replace('-', '_')}")
         command = module.command
-        assert isinstance(command, click.Command)  # noqa: S101 (a verb's module defines `command`)  # nosec B101
+        assert isinstance(command, click.Command)  # noqa: S101 (a verb's module defines `command`)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -35,6 +35,7 @@ from installer.oci.graph import (
 )
 from installer.oci.store import read_all
 from installer.structs import decode_json
+from installer.tar import UNREADABLE, CautiousHeader, members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,10 +138,10 @@ class ArchiveStore:
 def is_bundle(path: Path) -> bool:
     """Whether a tar is one of our bundles, which is only read once its signature held."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", tarinfo=CautiousHeader) as tar:
             first = tar.next()
             return first is not None and first.name.startswith(_BUNDLE)
-    except (OSError, tarfile.TarError):
+    except UNREADABLE:
         return False
 
 
@@ -172,21 +173,21 @@ def _folder(path: Path) -> dict[str, Place]:
 
 def _tar(path: Path) -> dict[str, Place]:
     try:
-        with tarfile.open(path, "r:") as tar:
-            members = {posixpath.normpath(member.name): member for member in tar}
-    except tarfile.TarError as error:
+        with tarfile.open(path, "r:", tarinfo=CautiousHeader) as tar:
+            listed = {posixpath.normpath(member.name): member for member in members(tar)}
+    except UNREADABLE as error:
         raise InvalidInput(
             f"{path}: not a tar that is read in place: {error}",
             hint="unpack a compressed one first: gunzip, xz -d or zstd -d",
         ) from error
     files = {}
-    for name, member in members.items():
+    for name, member in listed.items():
         found: tarfile.TarInfo | None = member
         for _ in range(_MAX_LINKS):  # `docker save` before 25 links layers that are alike
             if found is None or not (found.issym() or found.islnk()):
                 break
             base = posixpath.dirname(found.name) if found.issym() else ""
-            found = members.get(posixpath.normpath(posixpath.join(base, found.linkname)))
+            found = listed.get(posixpath.normpath(posixpath.join(base, found.linkname)))
         if found is not None and found.isreg():
             files[name] = Place(path, found.offset_data, found.size)
     return files

@@ -85,7 +85,7 @@ class Patience:
         """Seconds to wait after the given failed attempt (counted from 1), with jitter."""
         import random  # noqa: PLC0415  # rarely needed
 
-        spread = 0.5 + random.random()  # noqa: S311  # keeps clients apart  # nosec B311
+        spread = 0.5 + random.random()  # noqa: S311  # keeps clients apart
         return min(_LONGEST_PAUSE, self.backoff * 2.0 ** min(attempt - 1, 30) * spread)
 
     def persist(self, action: Callable[[], T], notice: Notice | None = None) -> T:

@@ -19,6 +19,7 @@ from bundler.sources.archives import read_member
 from bundler.sources.trivy import _KINDS, _inspect
 from installer.errors import AirgapError, InvalidInput
 from installer.helm.chart import ChartArchive
+from installer.oci.archive_store import open_archive
 from tests.attacks.witness import untouched
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ READERS: dict[str, Callable[[Path, Path], object]] = {
     "tool, packed": lambda _, packed: b"".join(read_member(packed, "not-there", "tool")),
     "database": lambda _, packed: _inspect(packed, _KINDS["trivy-db"], "database"),
     "OCI archive": lambda plain, _: LocalBlobs([plain]),
+    "image archive": lambda plain, _: open_archive(plain, plain.parent),
 }
 
 
