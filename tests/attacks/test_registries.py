@@ -84,7 +84,9 @@ class Hostile(socketserver.ThreadingTCPServer):
 
 
 def _answer(body: bytes = b"", status: str = "200 OK", **headers: Any) -> bytes:
-    fields = {"Content-Length": len(body)} | {k.replace("_", "-"): v for k, v in headers.items()}
+    fields = {"Content-Length": len(body), "Connection": "close"} | {
+        k.replace("_", "-"): v for k, v in headers.items()
+    }
     lines = [f"{name}: {value}" for name, value in fields.items() if value is not None]
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
 
