@@ -59,7 +59,11 @@ def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     For a member of a terabyte in a short file that would take minutes.
     """
     stream: Any = archive.fileobj
-    if isinstance(stream, tarfile._Stream):  # type: ignore[attr-defined]  # noqa: SLF001 - mode "r|"
+    first: Any = archive.firstmember  # type: ignore[attr-defined]  # read by opening, to be given yet
+    if first is None and isinstance(
+        stream,
+        tarfile._Stream,  # type: ignore[attr-defined]  # noqa: SLF001 - mode "r|"
+    ):
         while (left := archive.offset - stream.tell()) > 0:
             if not stream.read(min(left, _PIECE)):
                 raise tarfile.ReadError("unexpected end of data")
