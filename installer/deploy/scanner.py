@@ -37,7 +37,7 @@ def seed_ca_file(context: Context, release: Release) -> str:
 
     The file may not be there before the seed registry is.
     """
-    if not has_trivy(context, release) or not repositories(context.bundle.manifest.databases, "x"):
+    if not repositories(context.bundle.manifest.databases, "x") or not has_trivy(context, release):
         return ""
     serve, push = context.site.seed.serve, context.site.seed.push
     if serve is not None:
