@@ -62,6 +62,7 @@ _FORWARDED = re.compile(
 )
 """Questions that CoreDNS sent to servers outside: the name until 1.11, and since."""
 _INSIDE = (".cluster.local", ".in-addr.arpa", ".ip6.arpa")
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]*")
 _SHOWN = 5
 
 
@@ -155,12 +156,29 @@ def _cluster(context: Context) -> Iterator[Finding]:
             yield Finding(f"images:{namespace}", title, "failed", text)
         else:
             yield Finding(f"images:{namespace}", title, "passed", f"{count} pods, by digest")
-    yield outside_names(context.kubectl, tuple(namespaces))
+    yield outside_names(context.kubectl, tuple(namespaces), hosts_named_in(context.site))
 
 
-def outside_names(kubectl: Kubectl, namespaces: Sequence[str]) -> Finding:
+def hosts_named_in(site: Site) -> frozenset[str]:
+    """Hosts that site.yaml names anywhere: a database, Redis, LDAP, another Harbor, its own URL."""
+    texts, waiting = [], [msgspec.to_builtins(site)]
+    while waiting:
+        match waiting.pop():
+            case str() as text:
+                texts.append(text)
+            case dict() as fields:
+                waiting += fields.values()
+            case list() | tuple() as items:
+                waiting += items
+    return frozenset(host.lower() for text in texts for host in _HOST.findall(text))
+
+
+def outside_names(
+    kubectl: Kubectl, namespaces: Sequence[str], known: frozenset[str] = frozenset()
+) -> Finding:
     """Whether a pod of these namespaces asked the cluster's DNS for a name that is not inside.
 
+    ``known`` are names of the site that pods have to ask for, also with a search list's suffix.
     Told by CoreDNS's log, if its plugin ``log`` is on, else by its counters, which know only that
     nobody at all asked.
     """
@@ -181,7 +199,9 @@ def outside_names(kubectl: Kubectl, namespaces: Sequence[str]) -> Finding:
         lines += 1
         wanted = match["name"].rstrip(".").lower()
         # A name without a dot is tried with the search list's suffixes first.
-        if match["from"] in pods and "." in wanted and not wanted.endswith(_INSIDE):
+        if match["from"] not in pods or "." not in wanted or wanted.endswith(_INSIDE):
+            continue
+        if not any(wanted == host or wanted.startswith(f"{host}.") for host in known):
             asked[pods[match["from"]], wanted] += 1
     if not lines:
         return _by_counters(kubectl, name, title)

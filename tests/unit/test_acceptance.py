@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from installer.deploy.acceptance import KEPT, Acceptance, Checked, accept, outside_names
+from installer.deploy.acceptance import (
+    KEPT,
+    Acceptance,
+    Checked,
+    accept,
+    hosts_named_in,
+    outside_names,
+)
 from installer.errors import AcceptanceFailed, DeploymentFailed
 from installer.harbor.acceptance import Finding
 from installer.harbor.report import (
@@ -20,7 +27,7 @@ from installer.harbor.report import (
     as_html,
     as_json,
 )
-from installer.site.harbor import Harbor
+from installer.site.harbor import Database, Harbor
 from installer.site.model import Cluster, Release, Seed, Site
 from installer.site.state import State
 
@@ -121,6 +128,20 @@ def test_a_question_for_an_outside_name_is_found(log: str, state: str, words: st
     finding = outside_names(Dns(log), ("h",))  # type: ignore[arg-type]
     assert finding.state == state
     assert words in finding.text
+
+
+def test_a_host_of_the_site_may_be_asked_for() -> None:
+    database = Database("postgresql.plant.example", username="harbor")
+    harbor = Harbor("https://harbor.plant.example", database=database)
+    releases = (Release("harbor", harbor=harbor),)
+    known = hosts_named_in(Site("site/v1", "Site", "plant", Cluster("k"), Seed(), releases))
+    assert {"postgresql.plant.example", "harbor.plant.example"} <= known
+    log = "".join(
+        QUERY.format(ip="10.0.0.7", name=f"{name}.")
+        for name in ("postgresql.plant.example", "postgresql.plant.example.corp.example")
+    )
+    assert outside_names(Dns(log), ("h",), known).state == "passed"  # type: ignore[arg-type]
+    assert outside_names(Dns(log), ("h",)).state == "failed"  # type: ignore[arg-type]
 
 
 def test_what_is_switched_off_is_called_not_checked(tmp_path: Path) -> None:
