@@ -23,7 +23,7 @@ import sys
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
@@ -32,7 +32,7 @@ from bundler.elf import loaded_part
 from bundler.python_environment import first_program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from bundler.python_environment import Environment
 
@@ -88,6 +88,8 @@ def write(found: Environment, out: BinaryIO, progress: Callable[[int], None]) ->
             add(f"native/{name}", content)
         for name, content in _compiled(found.code):
             add(name, content)
+        for name in _namespace_packages(found.code):
+            add(f"{name}/", b"")
         for name, path in sorted(found.data.items()):
             add(name, path.read_bytes())
         add(COMPONENTS, msgspec.json.format(msgspec.json.encode(found.components), indent=1))
@@ -97,6 +99,13 @@ def write(found: Environment, out: BinaryIO, progress: Callable[[int], None]) ->
     out.write(_HEADER.pack(CONTENT, len(table), whole, key[:32].encode()) + b"".join(table))
     out.seek(program.index(PLACE) + len(PLACE))
     out.write(struct.pack("<Q", begin))
+
+
+def _namespace_packages(code: Iterable[str]) -> list[str]:
+    """Folders of modules that have no ``__init__``: zipimport finds only what has an entry."""
+    names = set(code)
+    folders = {parent for name in names for parent in PurePosixPath(name).parents[:-1]}
+    return sorted(str(one) for one in folders if f"{one}/__init__.py" not in names)
 
 
 def _compiled(code: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
