@@ -400,7 +400,7 @@ class Bench:
             out = folder / "bundle.tar"
             build = (
                 *(BIN / "bundler", "build", spec, "--out", out, "--key", self._given.key),
-                *(*passphrase, "--reuse", inputs / "layout"),
+                *(*passphrase, "--no-installer", "--reuse", inputs / "layout"),
             )
             environment = {"AIRGAP_CACHE_DIR": str(folder / "cache")}
             measured.costs[f"bundler build, {count} images"] = [
