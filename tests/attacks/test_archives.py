@@ -159,6 +159,12 @@ def test_tricks(trick: str, reader: str, tmp_path: Path) -> None:
             assert found in (TEXT, b"evil")
 
 
+def test_what_stands_first_is_read_as_what_stands_behind_it(tmp_path: Path) -> None:
+    for data in (_file(HELM) + _file("x"), _file("x") + _file(HELM)):
+        for file in _both(tmp_path, data + END):
+            assert b"".join(read_member(file, HELM, "tool")) == TEXT
+
+
 def test_links_and_devices_are_no_tool(tmp_path: Path) -> None:
     for trick in (
         "symbolic link",
