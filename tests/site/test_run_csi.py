@@ -273,7 +273,9 @@ def test_uninstalled_in_reverse_order_the_data_stays_and_is_taken_over(
     kept.write_text("pushed by somebody")
     told_of = story.do("uninstall", "--yes")
     releases = [name for name in told_of["changed"] if name.count(":") == 1 and "/" in name]
-    assert releases == [f"uninstall:{KEY}", f"uninstall:{DRIVER}"]
+    assert releases == [
+        f"uninstall:{KEY}", f"uninstall:{KEY}-companion", f"uninstall:{DRIVER}",
+    ]  # fmt: skip
     assert story.helm("list") == []
     assert {name: one["metadata"]["uid"] for name, one in story.claims().items()} == before
     assert {f"{NAMESPACE}/{name}" for name in before} == {
