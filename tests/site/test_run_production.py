@@ -399,7 +399,7 @@ def test_each_component_is_reached_over_tls_by_its_services_name(story: Producti
     assert core["_REDIS_URL_CORE"].startswith("rediss://")
     assert core["POSTGRESQL_SSLMODE"] == "verify-full"
     given = story.in_pod("core", "cat", "/harbor_cust_cert/custom-ca.crt")
-    assert given.count("BEGIN CERTIFICATE") == 2  # PostgreSQL's and Redis'
+    assert given.count("BEGIN CERTIFICATE") == 3  # PostgreSQL's, Redis' and the seed registry's
 
 
 def test_people_and_nodes_reach_it_through_the_ingress(story: Production) -> None:
