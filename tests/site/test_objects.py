@@ -301,8 +301,9 @@ def server(
         for group in ("cert-manager.io", "snapshot.storage.k8s.io"):
             found = cluster.kubectl("get", "customresourcedefinitions", "--output=name").split()
             if names := [name for name in found if name.endswith(group)]:
-                cluster.kubectl("delete", *names, "--wait=false")
-        cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+                cluster.kubectl("delete", *names)
+        # The next story compares what the cluster has before and after: nothing may go meanwhile.
+        cluster.kubectl("delete", "namespace", NAMESPACE)
 
 
 def release_of(case: Case, version: str) -> dict[str, Any]:
