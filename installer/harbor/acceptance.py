@@ -23,6 +23,7 @@ from installer.errors import AirgapError, WrongSignature
 from installer.harbor.api import HarborRefused, segment
 from installer.harbor.planted import CVE, planted_image
 from installer.harbor.scan import artifact_path, wait_for_report
+from installer.harbor.vulnerability_data import database_date, default_scanner
 from installer.keys import generate
 from installer.oci import artefact, signatures
 from installer.oci.cosign import SigningIdentity
@@ -43,7 +44,6 @@ PROJECT_PREFIX = "airgap-acceptance-"
 _PROJECT = re.compile(rf"{PROJECT_PREFIX}[0-9a-f]{{8}}")
 _REPOSITORY = "planted"
 _TAG = "1"
-_DATABASE = "harbor.scanner-adapter/vulnerability-database-updated-at"
 _ROOM = 4096
 """Bytes that the quota leaves for a push which needs more."""
 _OVERSIZED = 64 * 1024
@@ -113,16 +113,6 @@ class _Component(msgspec.Struct):
 class _Health(msgspec.Struct):
     status: str
     components: list[_Component] = []
-
-
-class _Scanner(msgspec.Struct):
-    uuid: str
-    name: str
-    is_default: bool = False
-
-
-class _ScannerMetadata(msgspec.Struct):
-    properties: dict[str, str] = {}
 
 
 class _Named(msgspec.Struct):
@@ -299,11 +289,10 @@ class _Check:
 
     def _scan(self) -> str:
         self._need_image()
-        scanners = list(self._client.pages("/scanners", type=_Scanner))
-        scanner = next((one for one in scanners if one.is_default), None)
+        scanner = default_scanner(self._client)
         if scanner is None:
             raise NotChecked("this Harbor has no scanner")
-        if not self._subject.databases and not self._database(scanner):
+        if not self._subject.databases and not database_date(self._client, scanner):
             raise NotChecked(
                 "the scanner has no vulnerability database, and the bundle brought none"
             )
@@ -319,14 +308,9 @@ class _Check:
                 "is the vulnerability database empty, or of another kind? `installer status` tells",
             )
         seconds = time.monotonic() - begin
-        date = self._database(scanner)  # now: it may have come for this scan
+        date = database_date(self._client, scanner)  # now: it may have come for this scan
         when = f", database of {date}" if date else ""
         return f"{scanner.name} found {CVE} after {seconds:.0f} s{when}"
-
-    def _database(self, scanner: _Scanner) -> str:
-        """When the scanner's vulnerability database was made, "" without one."""
-        path = f"/scanners/{scanner.uuid}/metadata"
-        return self._client.get(path, type=_ScannerMetadata).properties.get(_DATABASE, "")
 
     def _content_trust(self) -> str:
         self._need_image()
