@@ -50,8 +50,9 @@ if TYPE_CHECKING:
 
 _FIRST = member_names(1)[0].encode()
 """What every bundle begins with: the name of its first member."""
-THREADS = 4
-"""Connections at once: four fill two cores, more only wait for each other (docs/benchmarks.md)."""
+THREADS = 8
+"""Connections at once: for large blobs four would do, small ones wait for answers most of the time
+(docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True, slots=True)

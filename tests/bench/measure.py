@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from bundler.build import THREADS
 from tests.bench import peers
 from tests.bench.account import (
     HERE,
@@ -36,7 +37,7 @@ from tests.bench.account import (
     wait_until_idle,
 )
 from tests.bench.peers import BIN, Inputs
-from tests.bench.registry import registry
+from tests.bench.registry import registry, registry_of_small_buffers
 from tests.bench.synthetic import synthetic
 from tests.bench.workload import Workload, publish, publish_small, push_again, write_spec
 from tests.integration.servers import debian
@@ -57,7 +58,6 @@ _AREA = 64 * 1024
 _KILL_SPAN = 0.06
 """Of the time of an undisturbed build: so that there are many kills before it is whole."""
 _POLL = 0.002
-_CONNECTIONS = 4
 OURS = "bundler build"
 ORAS, ORAS_SIGNED, SKOPEO, CRANE = "oras, unsigned", "oras", "skopeo", "crane"
 VERIFY, VERIFY_COLD = "installer verify", "installer verify, cold"
@@ -288,25 +288,36 @@ class Bench:
         inputs = self._inputs("kills")
         workload = publish(self._upstream.url, inputs, self._scale, "kills")
         given = self._prepare(inputs, workload)
+        folders = self._folder / "kills", self._folder / "upstream" / "storage"
+        with registry_of_small_buffers(*folders) as (upstream, within):
+            _point_at(given, upstream.url)
+            return [self._killed(given, upstream, within, workload)]
+
+    def _killed(
+        self, given: Inputs, upstream: Registry, within: Step, workload: Workload
+    ) -> Measurement:
         whole = self._folder / "undisturbed.tar"
-        undisturbed = self._create(peers.bundler_create, whole, given, workload)
+        plan = peers.bundler_create(given, self._fresh())
+        command = [*within, *plan.steps[0], "--quiet"]
+        began = time.monotonic()
+        run(command, plan.environment)
+        undisturbed = time.monotonic() - began
+        plan.result.rename(whole)
         rounds = 50 if self._scale == 1 else 5
         moments = random.Random(1)
         plan = peers.bundler_create(given, self._fresh())
         environment = {**os.environ, **plan.environment}
-        before = self._upstream.sent()
+        before = upstream.sent()
         journal = plan.result.with_name(plan.result.name + ".partial.journal")
         killed = noted = 0
         began = time.monotonic()
         for _ in range(rounds):
-            process = subprocess.Popen(
-                [*plan.steps[0], "--quiet"], env=environment, stderr=subprocess.DEVNULL
-            )
+            process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
             # Once it fetches, which takes a little longer the more it finds and hashes again.
             while process.poll() is None and size_of(journal) == noted:
                 time.sleep(_POLL)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(moments.random() * undisturbed.wall * _KILL_SPAN)
+                process.wait(moments.random() * undisturbed * _KILL_SPAN)
             if process.poll() is None:
                 killed += 1
                 process.kill()
@@ -314,26 +325,16 @@ class Bench:
             noted = size_of(journal)
             if plan.result.exists():
                 break
-        run([*plan.steps[0], "--quiet"], plan.environment)
+        run(command, plan.environment)
         wall = time.monotonic() - began
-        sent = self._upstream.sent() - before
+        sent = upstream.sent() - before
         if plan.result.read_bytes()[_AREA:] != whole.read_bytes()[_AREA:]:
             raise BenchFailed("what was built after kills differs from an undisturbed build")
         again = max(0, sent - workload.unique)
+        figures = {"kills": killed, "again": again, "each": again / max(1, killed * THREADS)}
         measured = Measurement("Killed at random moments")
-        measured.costs = {
-            OURS: [
-                Cost(
-                    wall,
-                    figures={
-                        "kills": killed,
-                        "again": again,
-                        "each": again / max(1, killed * _CONNECTIONS),
-                    },
-                )
-            ]
-        }
-        return [measured]
+        measured.costs = {OURS: [Cost(wall, figures=figures)]}
+        return measured
 
     # A bad line
 
@@ -351,8 +352,7 @@ class Bench:
         measured = Measurement(f"A bad line, {self._many} small images")
         with started(command, self._folder / "line.log", answers) as server:
             far = replace(given, upstream=server.host)
-            document = {"registries": {"docker.io": {"endpoints": [f"http://{server.host}"]}}}
-            far.registries.write_text(json.dumps(document))
+            _point_at(far, f"http://{server.host}")
             makers = {OURS: peers.bundler_create, SKOPEO: peers.skopeo_patient_create}
             creating = partial(self._create, given=far, workload=workload)
             self._rotate(measured, {n: partial(creating, make) for n, make in makers.items()})
@@ -569,6 +569,12 @@ class Bench:
             run(_pull(target.host, [item.reference for item in self.workload.images]))
         shutil.rmtree(storage)
         return replace(cost, requests=asked, figures={"registry": cpu})
+
+
+def _point_at(given: Inputs, url: str) -> None:
+    """Let docker.io be found there."""
+    document = {"registries": {"docker.io": {"endpoints": [url]}}}
+    given.registries.write_text(json.dumps(document))
 
 
 def size_of(path: Path) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.bench.account import Server, started
+from tests.bench.account import BenchFailed, Server, started
 from tests.integration.servers import debian
 
 if TYPE_CHECKING:
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 _REQUEST = re.compile(r'"(?:GET|HEAD|POST|PUT|PATCH|DELETE) /v2/')
 _SENT = re.compile(r'"GET /v2/\S+ HTTP/1\.1" 20[06] (\d+)')
+_SMALL_BUFFERS = """
+ip link set lo up
+echo 4096 65536 65536 > /proc/sys/net/ipv4/tcp_rmem
+echo 4096 65536 65536 > /proc/sys/net/ipv4/tcp_wmem
+exec "$@"
+"""
 _LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 
 
@@ -46,14 +53,36 @@ class Registry:
 
 
 @contextmanager
-def registry(folder: Path) -> Iterator[Registry]:
-    """Run one with its content in ``folder``, empty or from an earlier run."""
+def registry_of_small_buffers(
+    folder: Path, storage: Path
+) -> Iterator[tuple[Registry, tuple[str | Path, ...]]]:
+    """Run one in a network of its own; gives the command that starts a client there as well.
+
+    What a registry has sent is then with the client, but for some 100 KiB a connection: on
+    loopback the kernel else holds megabytes that no client has seen.
+    """
+    if os.geteuid():
+        raise BenchFailed("a network of its own needs root")
+    within = (debian("unshare"), "--net", "sh", "-c", _SMALL_BUFFERS, "sh")
+    with registry(folder, storage, within) as running:
+        namespace = f"/proc/{running.server.pid}/ns/net"
+        yield running, (debian("nsenter"), f"--net={namespace}", "--")
+
+
+@contextmanager
+def registry(
+    folder: Path, storage: Path | None = None, within: tuple[str | Path, ...] = ()
+) -> Iterator[Registry]:
+    """Run one with its files in ``folder``; ``within`` is a command that starts it somewhere else.
+
+    Its content is in ``storage``, empty or from an earlier run (default: a folder below).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     configuration, log = folder / "config.yml", folder / "log"
     configuration.write_text(
         "version: 0.1\n"
         "log: {level: info, accesslog: {disabled: false}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder / 'storage'}}}}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {storage or folder / 'storage'}}}}}\n"
         "http: {addr: '127.0.0.1:0'}\n",
         encoding="utf-8",
     )
@@ -62,6 +91,6 @@ def registry(folder: Path) -> Iterator[Registry]:
         told = _LISTENING.search(log.read_text(errors="replace"))
         return told[1] if told else ""
 
-    command = (debian("docker-registry"), "serve", configuration)
+    command = (*within, debian("docker-registry"), "serve", configuration)
     with started(command, log, answers) as server:
         yield Registry(server, log)

@@ -46,6 +46,7 @@ _PACKAGES = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "qemu-aarch64-static": "qemu-user-static",
     "unshare": "util-linux",
+    "nsenter": "util-linux",
     "apt-get": "apt",
 }
 _START_SECONDS = 60.0
