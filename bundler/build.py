@@ -21,7 +21,7 @@ import msgspec
 
 from bundler.attestation import PROVENANCE, SBOM, SUBJECT, signed, unsigned
 from bundler.cache import read_chunks
-from bundler.fetch import Filled, Job, Journal, Observer, RateLimit, fill, read_marks
+from bundler.fetch import Filled, Job, Journal, Observer, Origin, RateLimit, fill, read_marks
 from bundler.image_layout import OCI_LAYOUT, docker_manifest, index_json, readme
 from bundler.lock import bundle_manifest
 from bundler.provenance import provenance
@@ -186,14 +186,14 @@ def budget(prepared: Plan, out: Path, part_size: int | None = None) -> Budget:
     download = copied = resumed = 0
     for entry in prepared.places.entries:
         member = entry.member
-        if member.path in prepared.front or member.digest in prepared.documents:
-            continue  # was made, or had to be read for the plan
+        if member.path in prepared.front:
+            continue  # was made for the plan
         mark = min(marks.get(member.sha256, 0), member.size)
         resumed += mark
         is_here = member.path in prepared.installers
         if not mark and (is_here or prepared.local.find(member.digest, member.size)):
             copied += member.size
-        else:
+        elif member.digest not in prepared.documents:  # those had to be read for the plan
             download += member.size - mark
     disk = os.statvfs(out.parent)
     room = disk.f_bavail * disk.f_frsize + target.taken()
@@ -337,22 +337,31 @@ def _jobs(lock: Lock, prepared: Plan, upstream: Upstream) -> list[Job]:
     for entry in prepared.places.entries:
         path = entry.member.path
         blob = blobs.get(path)
+        place = prepared.local.find(entry.member.digest, entry.member.size) if blob else None
         known = (
             prepared.front.get(path)
             if blob is None
             else prepared.documents.get(entry.member.digest)
         )
         if known is not None:
-            jobs.append(Job(entry, _from_memory(known), path))
+            origin = "copied" if place else _origin(blob)
+            jobs.append(Job(entry, _from_memory(known), path, origin=origin))
         elif path in prepared.installers:
-            jobs.append(Job(entry, _from_file(prepared.installers[path]), path))
+            source = _from_file(prepared.installers[path])
+            jobs.append(Job(entry, source, path, origin="copied"))
         else:
             assert blob is not None  # noqa: S101 (in front, an installer or a blob)
-            place = prepared.local.find(entry.member.digest, entry.member.size)
             read = place.read if place else None
             source = _from_upstream(upstream, blob)
-            jobs.append(Job(entry, source, _describe(blob), read, _host(blob)))
+            jobs.append(Job(entry, source, _describe(blob), read, _host(blob), _origin(blob)))
     return jobs
+
+
+def _origin(blob: Blob | None) -> Origin:
+    """As what a member counts that comes from where the lock says; None is one of our own."""
+    if blob is None or blob.text is not None:
+        return "made"
+    return "fetched" if _host(blob) else "copied"
 
 
 def _from_memory(data: bytes) -> Callable[[int], Iterator[bytes]]:

@@ -22,7 +22,7 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from installer.bundle.archive import CHUNK
 from installer.errors import AirgapError, Corrupt, Interrupted, NotFound, TransferFailed
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     from bundler.target import Target
     from installer.bundle.layout import Entry
+
+Origin = Literal["fetched", "copied", "made"]
+"""Who gave bytes: upstream, this machine, or the builder itself."""
 
 _NOTE_EVERY = CHUNK
 """Bytes: what a kill may cost each connection."""
@@ -46,7 +49,7 @@ class Job:
 
     ``open`` gives the bytes from an offset on, unchecked: the digest is checked here. ``local``
     gives all of them from this machine, if it seems to have them. ``host`` is who is asked (empty:
-    nobody).
+    nobody). ``origin`` is as what the bytes of ``open`` count.
     """
 
     entry: Entry
@@ -54,6 +57,7 @@ class Job:
     what: str
     local: Callable[[], Iterator[bytes]] | None = None
     host: str = ""
+    origin: Origin = "fetched"
 
 
 class Observer:
@@ -74,11 +78,12 @@ class Observer:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What became of one member: bytes fetched, left by an earlier run, copied here; seconds."""
+    """What became of one member: bytes as in ``Filled``, and seconds."""
 
     fetched: int = 0
     reused: int = 0
     copied: int = 0
+    made: int = 0
     seconds: float = 0
 
 
@@ -231,7 +236,8 @@ class _Filling:
         self._hasher = hashlib.sha256()
         self._mark = 0
         """Bytes that are in place and hashed."""
-        self._fetched = 0
+        self._opened = 0
+        """Bytes that ``open`` of the job gave."""
 
     def run(self) -> Transfer:
         """Bring it to its end; raises what could not be mended."""
@@ -252,7 +258,9 @@ class _Filling:
                 reused = 0
                 self._fetch()
         journal.note(digest, self._size)
-        transfer = Transfer(self._fetched, reused, copied, time.monotonic() - began)
+        counts = Counter(reused=reused, copied=copied)
+        counts[job.origin] += self._opened
+        transfer = Transfer(**counts, seconds=time.monotonic() - began)
         observer.finished(job, transfer)
         return transfer
 
@@ -299,7 +307,7 @@ class _Filling:
                 if self._mark + len(piece) > self._size:
                     raise Corrupt(f"{job.what}: more than the {self._size} bytes in the lock")
                 self._filler.write(piece, self._entry.offset + self._mark)
-                self._fetched += len(piece)
+                self._opened += len(piece)
                 self._advance(piece)
                 if self._mark - noted >= _NOTE_EVERY:
                     self._filler.journal.note(digest, self._mark)
@@ -338,14 +346,16 @@ class _Results:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """What filling took, in bytes: fetched, left by an unfinished run, taken from this machine.
+    """What filling took, in bytes.
 
-    What the builder itself has made, some kilobytes, counts as fetched.
+    Fetched from upstream, left by an unfinished run, taken from this machine, and made by the
+    builder itself: README, SBOM, attestations, indexes and the like.
     """
 
-    fetched: int
-    reused: int
+    fetched: int = 0
+    reused: int = 0
     copied: int = 0
+    made: int = 0
 
 
 def fill(
@@ -391,6 +401,7 @@ def fill(
         sum(t.fetched for t in transfers),
         sum(t.reused for t in transfers),
         sum(t.copied for t in transfers),
+        sum(t.made for t in transfers),
     )
 
 

@@ -190,6 +190,7 @@ def command(
                 "fetched": built.filled.fetched,
                 "reused": built.filled.reused,
                 "copied": built.filled.copied,
+                "made": built.filled.made,
                 "installers": [str(path) for path in beside],
                 "required": _required(prepared),
                 "alone": prepared.alone,
@@ -244,6 +245,7 @@ def _summary(built: Built, prepared: Plan, watch: Watch, seconds: float) -> str:
         parts.append(f"{size_text(filled.reused)} from an earlier run")
     if filled.copied:
         parts.append(f"{size_text(filled.copied)} were here already")
+    parts.append(f"{size_text(filled.made)} made here")
     lines = [f"{built.path}: {size_text(built.size)} in {time_text(seconds)}", ", ".join(parts)]
     carried = sum(m.size for m in (*prepared.manifest.members, *prepared.manifest.required))
     if prepared.alone > carried:

@@ -160,6 +160,7 @@ class Watch(Observer):
                     fetched=transfer.fetched,
                     reused=transfer.reused,
                     copied=transfer.copied,
+                    made=transfer.made,
                     seconds=round(transfer.seconds, 3),
                 )
             elif self._bars is not None:

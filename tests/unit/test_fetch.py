@@ -102,6 +102,18 @@ def test_a_second_run_fetches_nothing(site: Site) -> None:
     site.assert_complete()
 
 
+def test_bytes_count_as_what_they_are(site: Site) -> None:
+    jobs = site.jobs()
+    jobs[2] = replace(jobs[2], origin="made")
+    jobs[3] = replace(jobs[3], origin="copied")
+    jobs[4] = replace(jobs[4], local=lambda: iter([CONTENTS[4]]))
+    sizes = [len(content) for content in CONTENTS]
+    assert site.run(jobs) == Filled(
+        fetched=sizes[0] + sizes[1], copied=sizes[3] + sizes[4], made=sizes[2]
+    )
+    assert site.run(jobs) == Filled(reused=TOTAL)
+
+
 def test_goes_on_inside_a_blob_after_a_cut(site: Site) -> None:
     with pytest.raises(TransferFailed, match="line is dead"):
         site.run(site.jobs(cut_after(20, TransferFailed("line is dead"))))
