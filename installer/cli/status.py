@@ -15,7 +15,7 @@ from installer.errors import AcceptanceFailed, PreflightFailed
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from installer.deploy.status import Status
+    from installer.deploy.status.line import Status
 
 
 @click.command("status")

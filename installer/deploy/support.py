@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from installer.deploy.context import Context
-    from installer.deploy.status import Status
+    from installer.deploy.status.line import Status
     from installer.site.model import Release
 
 MAX_LOGS = 100_000_000

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from installer.cli import cli
 from installer.deploy.plan import details
 from installer.deploy.settings import ApplySettings
-from installer.deploy.status import _settings
+from installer.deploy.status.harbor import settings_lines
 from installer.documents import parse_document
 from installer.errors import DeploymentFailed, InvalidInput, PreflightFailed
 from installer.harbor.api import HarborClient, HarborRefused, WrongPassword
@@ -599,15 +599,15 @@ def test_a_run_sets_it_after_harbor_is_healthy(site: Site, site_file: Path) -> N
     site.double.gateway_down = False
     assert not step.check()
     assert "project plant: quota: - -> 50Gi" in step.details()
-    (line,) = _settings("harbor", step)
+    (line,) = settings_lines("harbor", step)
     assert (line.state, "50Gi" in line.text) == ("warning", False)
     note = step.apply()
     assert "its secret is in" in note
     assert step.check()
     assert step.details() == []
-    assert [line.state for line in _settings("harbor", step)] == ["ok"]
+    assert [line.state for line in settings_lines("harbor", step)] == ["ok"]
     site.double.gateway_down = True
-    (line,) = _settings("harbor", step)
+    (line,) = settings_lines("harbor", step)
     assert "can't be compared" in line.text
     site.double.gateway_down = False
     site.admin().post("/projects", {"project_name": "bundle"})

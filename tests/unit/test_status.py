@@ -25,11 +25,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from installer.cli.status import exit_code
-from installer.deploy import status
 from installer.deploy.cluster import ClusterInfo
 from installer.deploy.context import looking
 from installer.deploy.release import HelmRelease
-from installer.deploy.status import Line, Part, Status, ask_all, differing, look
+from installer.deploy.status import DEADLINE, look
+from installer.deploy.status.certificate import certificate_line
+from installer.deploy.status.cluster import differing
+from installer.deploy.status.harbor import database_age
+from installer.deploy.status.line import Line, Part, Status, ask_all
 from installer.deploy.tools import own_platform
 from installer.errors import DeploymentFailed
 from installer.harbor.vulnerability_data import ScannerData
@@ -191,7 +194,7 @@ class FakeSite:
         with looking(self.bundle, read_site(self.site_file), self.state) as context:
             yield context
 
-    def status(self, deadline: float = status.DEADLINE) -> Status:
+    def status(self, deadline: float = DEADLINE) -> Status:
         with self.context() as context:
             return look(context, NOW, deadline=deadline)
 
@@ -567,7 +570,7 @@ def test_a_damaged_journal_is_a_line(site: FakeSite) -> None:
 )
 def test_the_scanner_says_how_old_its_database_is(days: int | None, state: str) -> None:
     data = ScannerData("Trivy", None if days is None else NOW - timedelta(days=days))
-    found = status.database_age("harbor/harbor", data, VulnerabilityData(), NOW)
+    found = database_age("harbor/harbor", data, VulnerabilityData(), NOW)
     assert found.state == state
     assert ("no vulnerability database" if days is None else f"{days} days old") in found.text
 
@@ -702,7 +705,7 @@ def test_a_certificate_as_it_is_really_served(
     with server:
         port = int(server.host.rpartition(":")[2])
         path = str(tmp_path / ca) if ca else ""
-        found = status._served("harbor x", host, port, path, NOW)
+        found = certificate_line("harbor x", host, port, path, NOW)
         server.errors.clear()  # that a client hangs up is what is tested
     assert (found.state, words in found.text) == (state, True), found
 
@@ -712,9 +715,9 @@ def test_a_port_without_tls_or_without_anybody(tmp_path: Path) -> None:
     server.health = server.seed = {}
     with server:
         host, _, port = server.host.partition(":")
-        found = status._served("harbor x", host, int(port), "", NOW)
+        found = certificate_line("harbor x", host, int(port), "", NOW)
         assert found.state == "failed"
-    found = status._served("harbor x", host, int(port), str(tmp_path), NOW)
+    found = certificate_line("harbor x", host, int(port), str(tmp_path), NOW)
     assert "refused" in found.text
 
 
