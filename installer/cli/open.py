@@ -66,6 +66,10 @@ class TrustOptions:
     key_file: Path | None
     trust_root: Path | None
 
+    def __bool__(self) -> bool:
+        """Whether anything was named."""
+        return self.key_file is not None or self.trust_root is not None
+
     def anchor(self) -> TrustAnchor:
         """Read it; only once for a command: ``--key <(…)`` can't be read again.
 
@@ -90,7 +94,7 @@ class TrustOptions:
         imported = state.path(IMPORTED)
         if not imported.is_file():
             return self.anchor()
-        if self.key_file is not None or self.trust_root is not None:
+        if self:
             raise InvalidInput(
                 f"this site has a trust root of its own: {imported}",
                 hint="leave --key and --trust-root out; installer trust update brings a newer one",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from tests import bundles
 from tests.integration import servers
@@ -61,6 +62,10 @@ class Commands:
     ) -> tuple[str, str]:
         login = (f"--username={servers.USER}", "--password-file=password", f"--ca={self.ca}")
         return self.run(verb, *arguments, *login, code=code, env=env)
+
+    def bundler(self, *arguments: str) -> None:
+        program = INSTALLER.with_name("bundler")
+        subprocess.run([program, *arguments], cwd=self.folder, check=True, capture_output=True)
 
     def name(self, path: str) -> str:
         return f"{self.registry.host}/{path}"
@@ -212,6 +217,27 @@ def test_from_a_bundle(commands: Commands, tmp_path: Path) -> None:
         commands.name("mirror/app:1"): APP.digest,
         commands.name("mirror/x/y:2"): ARM.digest,
     }
+    locked = serialization.BestAvailableEncryption(PASSPHRASE.encode())
+    pem = bundles.signing_key().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked
+    )
+    (tmp_path / "release.key").write_bytes(pem)
+    secret = "--passphrase-file=passphrase"
+    for name, threshold in (("one", 1), ("two", 2)):
+        folder = f"--folder={name}"
+        keys = ("--key=release.pub", "--key=other.pub")[:threshold]
+        if threshold == 2:
+            commands.bundler("keygen", "--out=other.key", secret)
+        commands.bundler("trust", "init", folder, *keys, f"--threshold={threshold}")
+        for key in keys:
+            signing = key.replace(".pub", ".key")
+            commands.bundler("trust", "sign", folder, signing, secret)
+        commands.bundler("trust", "export", folder, f"--out={name}.json")
+    out, _ = commands.reaching(*everything, "--trust-root=one.json")
+    assert out.count("@sha256:") == 2
+    commands.reaching(*everything, "--trust-root=two.json", code=3)
+    _, told = commands.reaching("push", "passphrase", *everything[2:], "--key=release.pub", code=2)
+    assert "is no bundle" in told
 
 
 def test_from_the_docker_engine(commands: Commands, docker: servers.Docker, tmp_path: Path) -> None:
