@@ -32,7 +32,6 @@ from installer.cli.console import (
     passphrase,
     print_json,
     print_table,
-    progress,
     say,
     size_text,
 )
@@ -157,10 +156,10 @@ def command(
             lock = read_lock(lock_file)
             check_lock_fits(lock, spec)
         else:
-            say(f"no {lock_file} yet: locking first")
-            lock = lock_spec(spec, lock_file, upstream, now=datetime.now(UTC))
-        installers = () if no_installer else _installers(given, upstream.cache)
-        _check_installers(installers, lock, out)
+            watch.note(f"no {lock_file} yet: locking first")
+            lock = lock_spec(spec, lock_file, upstream, now=datetime.now(UTC), progress=watch.note)
+        installers = () if no_installer else _installers(given, upstream.cache, watch)
+        _check_installers(installers, lock, out, watch)
         prepared = plan(lock, upstream, LocalBlobs(reuse, upstream.cache.folder), installers, held)
         total = sum(member.size for member in prepared.manifest.members)
         if not quiet and output == "table":
@@ -209,7 +208,9 @@ def command(
     )
 
 
-def _check_installers(installers: Sequence[InstallerFile], lock: Lock, out: Path) -> None:
+def _check_installers(
+    installers: Sequence[InstallerFile], lock: Lock, out: Path, watch: Watch
+) -> None:
     """Refuse to write over foreign files, and say when no installer is for the bundle's machines.
 
     Raises InvalidInput.
@@ -218,20 +219,20 @@ def _check_installers(installers: Sequence[InstallerFile], lock: Lock, out: Path
         installer_file.check_beside(installer, out.parent)
     machines = {platform_name.split("/")[1] for platform_name in lock.platforms}
     if installers and not machines & {installer.architecture for installer in installers}:
-        say(
+        watch.note(
             f"note: the bundle is for {', '.join(sorted(machines))}, and no installer in it is;"
             " one that was made there can be given with --installer"
         )
 
 
-def _installers(given: list[InstallerFile], cache: BlobCache) -> list[InstallerFile]:
+def _installers(given: list[InstallerFile], cache: BlobCache, watch: Watch) -> list[InstallerFile]:
     """Those that were given and the one of this environment, one for each architecture."""
     found = {installer.architecture: installer for installer in given}
     if len(found) < len(given):
         raise InvalidInput("--installer: two files for one architecture")
     own = ARCHITECTURES.get(platform.machine(), "")
     if not own or own not in found:
-        made = installer_file.make(cache, lambda size: progress("packing the installer", size))
+        made = installer_file.make(cache, lambda size: watch.working("packing the installer", size))
         found[made.architecture] = made
     return [found[architecture] for architecture in sorted(found)]
 

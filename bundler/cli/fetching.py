@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from bundler.fetch import Observer
-from installer.cli.console import say, size_text
+from installer.cli.console import progress, say, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,6 +94,23 @@ class Watch(Observer):
                 yield
             finally:
                 self._bars = None
+
+    @contextmanager
+    def working(self, what: str, total: int) -> Iterator[Callable[[int], object]]:
+        """Show other work while the block runs; the callable takes bytes done, of so many."""
+        if self._form == "terminal":
+            with progress(what, total) as advance:
+                yield advance
+        else:
+            self.note(what)
+            yield lambda _: None
+
+    def note(self, text: str) -> None:
+        """Say something that is neither a failure nor the account."""
+        if self._form == "events":
+            self._event("note", text=text)
+        elif self._form != "quiet":
+            self._line(text)
 
     def retried(self, retry: Retry) -> None:
         """A request failed and is sent again after a pause."""

@@ -21,6 +21,8 @@ from installer.cli.console import output_option, print_json, print_table, say, s
 from installer.errors import InvalidInput, TransferFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bundler.lock import Lock
     from bundler.sources.upstream import Upstream
 
@@ -75,9 +77,10 @@ def lock_spec(
     now: datetime,
     previous: Lock | None = None,
     update: tuple[str, ...] = (),
+    progress: Callable[[str], object] = say,
 ) -> Lock:
-    """Resolve a spec and write its lock, unless it is the same as before; tells its progress."""
-    lock = resolve(spec, upstream, now=now, previous=previous, update=update, progress=say)
+    """Resolve a spec and write its lock, unless it is the same as before."""
+    lock = resolve(spec, upstream, now=now, previous=previous, update=update, progress=progress)
     if lock != previous:
         write_lock(lock_file, lock)
     return lock

@@ -419,6 +419,11 @@ def test_what_programs_and_people_are_told(builder: Builder) -> None:
     (host,) = told["hosts"]
     assert told["hosts"][host]["retries"] == 1
     assert told["alone"] > told["bytes"] * 0.9
+    (builder.folder / "bundle.lock").unlink()
+    done = builder.build("--output", "json")
+    notes = [e for e in map(json.loads, done.stderr.splitlines()) if e["event"] == "note"]
+    assert "locking first" in notes[0]["text"]
+    (builder.folder / "bundle.lock").unlink()
     silent = builder.build("--quiet", "--concurrency=2", "--per-host=1", "--limit-rate=100MB")
     assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
     people = builder.build()

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
 
 from bundler.cli.fetching import Watch, time_text
 from bundler.fetch import Job, Transfer
 from installer.bundle.layout import Entry
 from installer.bundle.manifest import Member
 from installer.oci.http import Retry
+from tests.terminal import run_in_terminal
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAME = "blobs/sha256/" + "a" * 64
 JOB = Job(
@@ -65,12 +73,42 @@ def test_events_are_json_and_quiet_is_quiet() -> None:
             watch.advanced(JOB, 1000)
             watch.retried(Retry("ghcr.io", "HTTP 503", 1, 0.5))
             watch.finished(JOB, Transfer(fetched=1000, seconds=5))
+            watch.note("no lock yet")
         names = [json.loads(line)["event"] for line in lines]
-        expected = ["started", "progress", "retry", "finished"]
+        expected = ["started", "progress", "retry", "finished", "note"]
         assert names == (expected if form == "events" else [])
         assert watch.hosts_document() == {
             "ghcr.io": {"fetched": 1000, "bytesPerSecond": 200, "retries": 1}
         }
+
+
+_WORKING = """
+import sys
+from bundler.cli.fetching import Watch, form_for
+watch = Watch(form_for(sys.argv[1], quiet=len(sys.argv) > 2))
+with watch.working("packing", 100) as advance:
+    advance(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (("table",), None),
+        (("json",), ['{"event": "note", "text": "packing"}', ""]),
+        (("table", "quiet"), [""]),
+        (("json", "quiet"), [""]),
+    ],
+)
+def test_a_bar_is_for_people_who_want_one(
+    arguments: tuple[str, ...], lines: list[str] | None, tmp_path: Path
+) -> None:
+    shown = run_in_terminal(sys.executable, "-c", _WORKING, *arguments, cwd=tmp_path)
+    assert shown.returncode == 0
+    if lines is None:
+        assert any("packing" in line and "100 bytes" in line for line in shown.lines), shown
+    else:
+        assert shown.lines == lines
 
 
 def test_the_slowest_host_comes_first() -> None:
