@@ -96,7 +96,7 @@ class Watch(Observer):
                 self._bars = None
 
     @contextmanager
-    def working(self, what: str, total: int) -> Iterator[Callable[[int], object]]:
+    def working(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show other work while the block runs; the callable takes bytes done, of so many."""
         if self._form == "terminal":
             with progress(what, total) as advance:

@@ -77,7 +77,7 @@ def lock_spec(
     now: datetime,
     previous: Lock | None = None,
     update: tuple[str, ...] = (),
-    progress: Callable[[str], object] = say,
+    progress: Callable[[str], None] = say,
 ) -> Lock:
     """Resolve a spec and write its lock, unless it is the same as before."""
     lock = resolve(spec, upstream, now=now, previous=previous, update=update, progress=progress)
