@@ -1,18 +1,14 @@
 """The proof that Harbor can be used: everything that people will do with it, done once.
 
-All of it happens in a project of its own, which is taken away at the end whatever happened, and
-whose name tells the next check that one which was killed has left it behind. What can't be checked
-here is never called good: it is ``not checked``, with the reason. Nothing is asked twice where
-Harbor's first answer counts, and what a policy has to refuse must be refused with the policy's own
-code (recorded of Harbor 2.14).
+All of it happens in a project of its own. What can't be checked here is never called good: it is
+``not checked``, with the reason. Nothing is asked twice where Harbor's first answer counts, and
+what a policy has to refuse must be refused with the policy's own code (recorded of Harbor 2.14).
 """
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -23,6 +19,7 @@ from installer.errors import AirgapError, WrongSignature
 from installer.harbor.api import HarborRefused, segment
 from installer.harbor.planted import CVE, planted_image
 from installer.harbor.scan import artifact_path, wait_for_report
+from installer.harbor.temporary_project import TemporaryProject
 from installer.harbor.vulnerability_data import database_date, default_scanner
 from installer.keys import generate
 from installer.oci import artefact, signatures
@@ -40,8 +37,6 @@ if TYPE_CHECKING:
     from installer.oci.registry import RegistryStore
     from installer.site.http import Answer
 
-PROJECT_PREFIX = "airgap-acceptance-"
-_PROJECT = re.compile(rf"{PROJECT_PREFIX}[0-9a-f]{{8}}")
 _REPOSITORY = "planted"
 _TAG = "1"
 _ROOM = 4096
@@ -115,10 +110,6 @@ class _Health(msgspec.Struct):
     components: list[_Component] = []
 
 
-class _Named(msgspec.Struct):
-    name: str
-
-
 class _Quota(msgspec.Struct):
     id: int
     used: dict[str, int] = {}
@@ -153,7 +144,11 @@ def check(subject: Subject) -> Generator[Finding]:
     The project goes away when the caller stops listening as well, also by an exception or Ctrl-C.
     What Harbor refuses becomes a finding; only what is no AirgapError is raised.
     """
-    with subject.access.client() as client, _Check(subject, client) as run:
+    with (
+        subject.access.client() as client,
+        TemporaryProject(client) as project,
+        _Check(subject, client, project) as run,
+    ):
         for name, title, action in run.parts():
             subject.watch(title)
             yield _find(name, title, action)
@@ -187,15 +182,15 @@ def _find(name: str, title: str, action: Callable[[], str]) -> Finding:
 class _Check:
     """One run over one Harbor, with its project and what it put there."""
 
-    def __init__(self, subject: Subject, client: HarborClient) -> None:
+    def __init__(self, subject: Subject, client: HarborClient, project: TemporaryProject) -> None:
         self._subject = subject
         self._access = subject.access
         self._client = client
-        self._project = PROJECT_PREFIX + secrets.token_hex(4)
+        self._temporary = project
+        self._project = project.name
         self._repository = f"{self._project}/{_REPOSITORY}"
         self._image: Artefact = planted_image(self._project)
         self._registry: RegistryStore | None = None
-        self._made = False
         self._pushed = False
         self.stopped = False
         """Whether what follows would only fail for the same reason."""
@@ -203,10 +198,7 @@ class _Check:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._made:
-            with suppress(AirgapError):
-                self.clean_up()
+    def __exit__(self, *_: object) -> None:
         if self._registry is not None:
             self._registry.close()
 
@@ -255,19 +247,8 @@ class _Check:
         return f"Harbor {version} at {url}, its certificate checked with {trusted}"
 
     def _make_project(self) -> str:
-        left = [
-            one.name
-            for one in self._client.pages("/projects", {"name": PROJECT_PREFIX}, type=_Named)
-            if _PROJECT.fullmatch(one.name)
-        ]
-        for name in left:
-            self._remove(name)
         self.stopped = True
-        self._made = True  # before the request: an answer may get lost
-        self._client.post(
-            "/projects",
-            {"project_name": self._project, "metadata": {"public": "false", "auto_scan": "true"}},
-        )
+        left = self._temporary.make(auto_scan="true")
         self.stopped = False
         gone = f"; removed what a check before has left: {', '.join(left)}" if left else ""
         return self._project + gone
@@ -489,26 +470,9 @@ class _Check:
 
     def clean_up(self) -> str:
         """Take the project away with all that is in it; raises what the client does."""
-        if not self._made:
-            return "none was made"
-        self._remove(self._project)
-        self._made = False
-        return self._project
+        return self._project if self._temporary.remove() else "none was made"
 
     # Help
-
-    def _remove(self, name: str) -> None:
-        path = f"/projects/{segment(name)}"
-        try:
-            found = list(self._client.pages(f"{path}/repositories", type=_Named))
-        except HarborRefused as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return
-            raise
-        for repository in found:
-            inner = repository.name.partition("/")[2]
-            self._client.delete(f"{path}/repositories/{segment(inner)}", missing_ok=True)
-        self._client.delete(path, missing_ok=True)
 
     def _project_id(self) -> int:
         number: int = self._client.get(f"/projects/{self._project}")["project_id"]

@@ -18,8 +18,9 @@ import yaml
 
 from installer.deploy.harbor_access import HarborAccess
 from installer.harbor import acceptance
-from installer.harbor.acceptance import PROJECT_PREFIX, Finding, Subject, check
+from installer.harbor.acceptance import Finding, Subject, check
 from installer.harbor.planted import CVE, PACKAGE, PACKAGE_VERSION
+from installer.harbor.temporary_project import PREFIX
 from tests.harbor_double import HarborDouble
 from tests.harbor_double.accounts import Account
 from tests.harbor_double.distribution import Distribution
@@ -165,14 +166,14 @@ def test_what_a_killed_check_left_is_removed(harbor: HarborDouble, subject: Subj
     for finding in running:
         if finding.name == "push-pull":
             break
-    left = f"{PROJECT_PREFIX}0123abcd"
+    left = f"{PREFIX}0123abcd"
     (current,) = (one for one in harbor.state.projects.values() if one["name"] != "library")
     current["name"] = left
     for thing in (*harbor.state.repositories.values(),):
         thing["name"] = f"{left}/planted"
     for artifact in harbor.state.artifacts.values():
         artifact.name = f"{left}/planted"
-    stays = f"{PROJECT_PREFIX}of-a-person"
+    stays = f"{PREFIX}of-a-person"
     harbor.state.add_project(stays, {"public": "false"}, 1, -1)
     findings = {one.name: one for one in check(subject)}
     assert left in findings["project"].text
@@ -254,7 +255,7 @@ def test_a_process_that_is_ended_leaves_nothing_for_long(
         assert names == {"library"}
         return
     (left,) = names - {"library"}
-    assert left.startswith(PROJECT_PREFIX)
+    assert left.startswith(PREFIX)
     again = _check(tmp_path, site)
     assert again.returncode == 0, again.stdout
     assert left in " ".join(again.stdout.split())
