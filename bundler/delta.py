@@ -7,7 +7,8 @@ read only after a signature over it held; a receipt is not signed and needs no t
 that lacks a blob which the signed delta requires refuses the delta and names it.
 
 Documents (manifests, indexes, configs) and charts are always carried: they are small, and with them
-an installer can plan, list and push a delta when only a registry has the rest.
+an installer can plan, list and push a delta when only a registry has the rest. So is the installer
+file: it is no blob, and a site that has the layers may be without it.
 """
 
 from __future__ import annotations

@@ -98,6 +98,20 @@ def test_the_installer_is_in_the_bundle_and_beside_it(builder: Builder) -> None:
     assert builder.out.read_bytes()[area:] == first[area:]
 
 
+def test_a_delta_brings_the_same_installer_again(builder: Builder) -> None:
+    assert builder.lock().returncode == 0
+    given = tiny(builder.folder, platform.machine())
+    assert builder.build(installer=given).returncode == 0
+    assert builder.build("--since", "out.tar", installer=given, out="delta.tar").returncode == 0
+    pem = (builder.folder / "release.pub").read_bytes()
+    with open_bundle(builder.folder / "delta.tar", pem) as bundle:
+        name = installer_file.read(given).name
+        assert bundle.read(name) == given.read_bytes()
+        assert f"bundle.json.sig {name}\n" in bundle.read("README.txt").decode()
+        assert bundle.manifest.required
+        assert all(member.path.startswith("blobs/") for member in bundle.manifest.required)
+
+
 def test_installers_of_several_architectures(builder: Builder) -> None:
     assert builder.lock().returncode == 0
     own = tiny(builder.folder, platform.machine())
