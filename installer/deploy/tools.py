@@ -79,6 +79,11 @@ class Toolbox:
         for tool in self._bundle.manifest.tools:
             if tool.name == name and tool.platform == mine:
                 return tool
+        if self._bundle.manifest.only_databases:
+            raise PreflightFailed(
+                f"{self._bundle.path}: has vulnerability databases and nothing to install",
+                hint="name the bundle that Harbor was installed from",
+            )
         raise PreflightFailed(
             f"the bundle has no {name} for {mine}",
             hint="list it among `tools` of the bundle's spec, for the machine that installs",
