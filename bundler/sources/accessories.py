@@ -2,7 +2,9 @@
 
 They are found in two ways, and both are asked: as referrers, manifests whose ``subject`` is the
 image (distribution-spec 1.1, the API or its tag scheme), and under the tags that cosign derives
-from a digest. Their bytes are kept, so that whoever checks them at the site checks what was signed.
+from a digest. Each tag is asked for by its name, although one list of tags would be fewer requests:
+a registry that passes on what it has not (Harbor's proxy cache) lists only what it has seen. Their
+bytes are kept, so that whoever checks them at the site checks what was signed.
 """
 
 from __future__ import annotations
