@@ -17,8 +17,9 @@ from pathlib import Path
 
 FINDINGS = Path(__file__).parent / "findings"
 NAMES = (
-    "bundle", "manifest", "signature", "public-key", "reference", "image-manifest", "site", "spec",
-    "lock", "chart", "chart-archive", "tool-archive", "index", "challenge", "server",
+    "bundle", "manifest", "signature", "public-key", "trust-root", "receipt", "parts", "sigstore",
+    "reference", "image-manifest", "site", "spec", "lock", "chart", "chart-archive", "tool-archive",
+    "index", "challenge", "server",
 )  # fmt: skip
 SLOW_SECONDS = 10
 MEMORY_MIB = 1024

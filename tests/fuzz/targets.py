@@ -27,17 +27,27 @@ from bundler.sources.archives import read_member
 from bundler.sources.chart import _find_version, _read_index
 from bundler.spec import Chart as ChartSource
 from bundler.spec import Spec
+from bundler.trust_root import Change, TrustFolder
 from installer.bundle.archive import UnverifiedBundle
 from installer.bundle.digest import Digest
 from installer.bundle.layout import layout
 from installer.bundle.manifest import Manifest, decode, encode
+from installer.bundle.parts import Part, PartsIndex, decode_index, encode_index
+from installer.bundle.receipt import decode_receipt, encode_receipt
 from installer.bundle.signature import PublicKey, decode_area, encode_area
+from installer.bundle.trust_root import read_trust_root
 from installer.errors import AirgapError
 from installer.helm.chart import ChartArchive
 from installer.oci.auth import Authority
 from installer.oci.bundle_store import BundleStore
-from installer.oci.graph import ACCEPTED_TYPES, OCI_MANIFEST, read_manifest
+from installer.oci.cosign import (
+    SigningIdentity,
+    verify_sigstore_bundle,
+    verify_simple_signing,
+)
+from installer.oci.graph import ACCEPTED_TYPES, OCI_MANIFEST, Descriptor, read_manifest
 from installer.oci.reference import Reference
+from installer.oci.signing import sigstore_bundle, simple_signing
 from installer.serve.check import ContentCheck
 from installer.serve.connection import Connection
 from installer.serve.registry import ReadOnlyRegistry
@@ -123,6 +133,44 @@ def signature(data: bytes) -> None:
 def public_key(data: bytes) -> None:
     """The file of ``--key``."""
     PublicKey.parse(data, "release.pub")
+
+
+def trust_root(data: bytes) -> None:
+    """The file of ``--trust-root``; what is accepted reads back the same."""
+    found = read_trust_root(data, "root.json")
+    assert read_trust_root(found.data, "root.json").version == found.version
+
+
+def receipt(data: bytes) -> None:
+    """What a site says that it has; what is accepted has one form only."""
+    found = decode_receipt(data, "receipt.json")
+    assert decode_receipt(encode_receipt(found), "receipt.json") == found
+
+
+def parts(data: bytes) -> None:
+    """The index of a bundle in parts."""
+    found = decode_index(data, "b.parts.json")
+    assert decode_index(encode_index(found), "b.parts.json") == found
+
+
+class _Anyone(SigningIdentity):
+    """Holds whatever was signed, so that what comes after the signature is reached."""
+
+    def holds(self, signature: bytes, message: bytes) -> bool:
+        del signature, message
+        return True
+
+
+@cache
+def _anyone() -> SigningIdentity:
+    return _Anyone.parse(sample().key.public_pem(), "cosign.pub")
+
+
+def sigstore(data: bytes) -> None:
+    """What upstream gives as a signature of an image, in both of cosign's forms."""
+    with suppress(AirgapError):
+        verify_simple_signing(data, b"", _anyone(), _DATA)
+    verify_sigstore_bundle(data, _anyone(), _DATA)
 
 
 def reference(data: bytes) -> None:
@@ -290,6 +338,57 @@ def _locks() -> list[bytes]:
     return [msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"]
 
 
+def _roots() -> list[bytes]:
+    """One version of a trust root, and a chain of two."""
+    key, found = sample().key, []
+    with tempfile.TemporaryDirectory() as name:
+        folder = TrustFolder(Path(name))
+        folder.create([key.public], [key.public], Change(NOW, thresholds={}))
+        for _ in range(2):
+            folder.sign(key.sign(folder.payload), key.public)
+            complete = folder.complete
+            assert complete is not None
+            found.append(complete.data)
+            folder.change(Change(NOW, thresholds={}))
+    return found
+
+
+def _receipts() -> list[bytes]:
+    time, digest = "2026-01-01T00:00:00Z", "a" * 64
+    document = {
+        "apiVersion": "receipt/v1", "kind": "Receipt", "site": "plant", "created": time,
+        "blobs": [{"sha256": digest, "size": 1}],
+        "bundles": [
+            {"name": "a", "channel": "b", "serial": 2, "sha256": digest, "accepted": time,
+             "signers": [digest]},
+        ],
+        "downgrades": [
+            {"time": time, "channel": "b", "serial": 1, "highest": 2, "sha256": digest,
+             "reason": "c"},
+        ],
+    }  # fmt: skip
+    return [msgspec.json.encode(document)]
+
+
+def _parts() -> list[bytes]:
+    part = Part("b.tar.part01", 4, _DATA.hex)
+    index = PartsIndex(
+        api_version="parts/v1",
+        kind="BundleParts",
+        name="b.tar",
+        size=4,
+        bundle=str(_DATA),
+        parts=(part,),
+    )
+    return [encode_index(index)]
+
+
+def _signatures() -> list[bytes]:
+    image = Descriptor(OCI_MANIFEST, _DATA, 4)
+    both = sigstore_bundle(sample().key, image), simple_signing(sample().key, "a.invalid/b", _DATA)
+    return [blob.data for one in both for blob in one.blobs]
+
+
 _INDEX = b"""apiVersion: v1
 entries:
   harbor:
@@ -322,6 +421,10 @@ TARGETS: dict[str, Target] = {
         AREA,
     ),
     "public-key": Target(public_key, lambda: [sample().key.public_pem()]),
+    "trust-root": Target(trust_root, _roots),
+    "receipt": Target(receipt, _receipts),
+    "parts": Target(parts, _parts),
+    "sigstore": Target(sigstore, _signatures),
     "reference": Target(
         reference,
         lambda: [
