@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bundler.lock import Blob
-from bundler.sources.upstream import ARCHIVE, DAEMON
 from installer.errors import InvalidInput, NotFound, TransferFailed
 from installer.oci.archive_store import open_archive
 from installer.oci.docker_engine import saved
@@ -25,10 +24,14 @@ from installer.oci.store import read_all
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bundler.sources.upstream import Upstream
+    from bundler.cache import BlobCache
     from installer.oci.archive_store import ArchiveStore
     from installer.oci.graph import Descriptor
 
+DAEMON = "docker://"
+"""Scheme of an image in the local Docker daemon, followed by its name there."""
+ARCHIVE = "archive:"
+"""Before the path of an image archive whose blobs a lock names."""
 _SHOWN = 5
 
 
@@ -48,36 +51,36 @@ class LocalImage:
         return Blob(str(descriptor.digest), descriptor.size, descriptor.media_type, source=place)
 
 
-def local_image(upstream: Upstream, reference: Reference, source: str) -> LocalImage:
-    """Find an image in ``source``: a folder or a tar relative to the spec, or ``docker://NAME``.
+def local_image(folder: Path, cache: BlobCache, reference: Reference, source: str) -> LocalImage:
+    """Find an image in ``source``: a folder or a tar relative to ``folder``, or ``docker://NAME``.
 
     Raises InvalidInput when it is not there, or several could be meant; Corrupt for an archive that
     contradicts itself; TransferFailed when the daemon can't be asked.
     """
     if source.startswith(DAEMON):
         source = source if source != DAEMON else f"{DAEMON}{reference}"
-        return LocalImage(_import(upstream, source, reference), source, is_folder=False)
-    if not (upstream.folder / source).is_dir():
+        return LocalImage(_import(folder, cache, source, reference), source, is_folder=False)
+    if not (folder / source).is_dir():
         source = f"{ARCHIVE}{source}"
-        return LocalImage(_import(upstream, source, reference), source, is_folder=False)
+        return LocalImage(_import(folder, cache, source, reference), source, is_folder=False)
     with tempfile.TemporaryDirectory(prefix="bundler-") as passing:
-        store = open_archive(upstream.folder / source, Path(passing))
+        store = open_archive(folder / source, Path(passing))
         return LocalImage(_choose(store, reference, source), source, is_folder=True)
 
 
-def restore(upstream: Upstream, source: str) -> None:
+def restore(folder: Path, cache: BlobCache, source: str) -> None:
     """Have everything that an archive, or the daemon's export of an image, has in the cache again.
 
     Raises what ``local_image`` does.
     """
-    _import(upstream, source, None)
+    _import(folder, cache, source, None)
 
 
-def _import(upstream: Upstream, source: str, reference: Reference | None) -> Descriptor:
+def _import(folder: Path, cache: BlobCache, source: str, reference: Reference | None) -> Descriptor:
     """Keep the blobs of the image that is meant; without a reference those of all images."""
     with tempfile.TemporaryDirectory(prefix="bundler-") as name:
         passing = Path(name)
-        path = upstream.folder / source.removeprefix(ARCHIVE)
+        path = folder / source.removeprefix(ARCHIVE)
         if source.startswith(DAEMON):
             path = passing / "image.tar"
             _write(saved(source.removeprefix(DAEMON)), path)
@@ -88,11 +91,11 @@ def _import(upstream: Upstream, source: str, reference: Reference | None) -> Des
         if reference is not None:
             roots = [_choose(store, reference, source)]
         for root in roots:
-            _keep(upstream, store, root, source)
+            _keep(cache, store, root, source)
         return roots[0]
 
 
-def _keep(upstream: Upstream, store: ArchiveStore, root: Descriptor, source: str) -> None:
+def _keep(cache: BlobCache, store: ArchiveStore, root: Descriptor, source: str) -> None:
     """Copy into the cache what the archive has below a root."""
     waiting, seen = [root], set()
     while waiting:
@@ -100,7 +103,7 @@ def _keep(upstream: Upstream, store: ArchiveStore, root: Descriptor, source: str
         if descriptor.digest in seen or not store.exists("", descriptor):
             continue  # an index may name platforms that were left out
         seen.add(descriptor.digest)
-        upstream.cache.put(
+        cache.put(
             store.stream("", descriptor),
             expected=descriptor.digest,
             what=f"{source}: {descriptor.digest}",

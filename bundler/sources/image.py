@@ -98,7 +98,9 @@ def lock_image(
     """
     where = str(reference)
     home: Home = (
-        local_image(upstream, reference, source) if source else RegistryImage(upstream, reference)
+        local_image(upstream.folder, upstream.cache, reference, source)
+        if source
+        else RegistryImage(upstream, reference)
     )
     meant = root = home.root
     manifests = dict.fromkeys(platforms, root)

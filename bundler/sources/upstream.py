@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from bundler.cache import Cached, check_digest, measure, read_chunks
 from bundler.lock import Blob
+from bundler.sources.archived_image import ARCHIVE, DAEMON, restore
 from bundler.sources.archives import read_member
 from bundler.sources.chart_folder import pack_chart
 from bundler.sources.web import Web, is_url
@@ -41,10 +42,6 @@ if TYPE_CHECKING:
     from installer.oci.hosts import RegistryHosts
     from installer.oci.http import Notice, Patience
 
-DAEMON = "docker://"
-"""Scheme of an image in the local Docker daemon, followed by its name there."""
-ARCHIVE = "archive:"
-"""Before the path of an image archive whose blobs a lock names."""
 OCTETS = "application/octet-stream"
 MAX_FILE_BYTES = 4 << 30
 """Of a downloaded file whose size nobody has said yet, and of what is taken out of an archive."""
@@ -203,12 +200,10 @@ class Upstream:
             )
         if (self.folder / blob.source).is_dir():
             return self.file(blob.source, blob.source, blob.descriptor.digest)
-        from bundler.sources.archived_image import restore  # noqa: PLC0415 (it needs this module)
-
         with self._unpacking:  # several threads may miss blobs of one archive
             found = self.cache.get(blob.descriptor.digest)
             if found is None:
-                restore(self, blob.source)
+                restore(self.folder, self.cache, blob.source)
                 found = self.cache.get(blob.descriptor.digest)
         if found is None:
             raise Corrupt(

@@ -55,8 +55,9 @@ def command(
     Exit code 0: nothing failed, there may be warnings. Else that of the first failed check, as a
     run would give it: 2 for an input file, 5 for the machine and the cluster. 3: not trusted.
     """
-    from installer.deploy.deployment import Request, preflight  # noqa: PLC0415
+    from installer.deploy.deployment import preflight  # noqa: PLC0415
     from installer.deploy.preflight.verdict import refusal  # noqa: PLC0415 (slow to import)
+    from installer.deploy.request import Request  # noqa: PLC0415
     from installer.site.model import read_site  # noqa: PLC0415
     from installer.site.state import State  # noqa: PLC0415
 

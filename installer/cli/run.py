@@ -70,7 +70,8 @@ def command(
     Exit code 3: not trusted. 4: corrupt. 5: refused, nothing was changed. 6: network or disk.
     7: Helm or the cluster refused. 8: deployed, but it does not work.
     """
-    from installer.deploy.deployment import Request, plan, run  # noqa: PLC0415 (slow to import)
+    from installer.deploy.deployment import plan, run  # noqa: PLC0415 (slow to import)
+    from installer.deploy.request import Request  # noqa: PLC0415
     from installer.site.model import read_site  # noqa: PLC0415
     from installer.site.state import State  # noqa: PLC0415
 

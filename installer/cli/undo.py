@@ -45,7 +45,7 @@ def command(
     Exit code 5: refused, nothing was changed. 7: Helm or the cluster refused.
     """
     from installer.deploy import undo  # noqa: PLC0415 (slow to import)
-    from installer.deploy.deployment import Request  # noqa: PLC0415
+    from installer.deploy.request import Request  # noqa: PLC0415
     from installer.site.model import read_site  # noqa: PLC0415
     from installer.site.state import State  # noqa: PLC0415
 

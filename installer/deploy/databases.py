@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from installer.bundle.manifest import Manifest
     from installer.bundle.parts import BundleFile
-    from installer.deploy.deployment import Request
     from installer.deploy.plan import Advance, Step
+    from installer.deploy.request import Request
     from installer.site.model import Release, Serve
     from installer.site.state import State
 

@@ -7,7 +7,6 @@ answer or can't run it, values that a chart doesn't know, an image that the bund
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,44 +30,20 @@ from installer.deploy.upgrade import UpgradableRelease
 from installer.errors import Corrupt, InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from installer.bundle.archive import VerifiedBundle
-    from installer.bundle.trust import TrustAnchor
     from installer.deploy.cluster import ClusterInfo
     from installer.deploy.context import Context
     from installer.deploy.plan import Meter, Observer, Planned, Step
     from installer.deploy.preflight.verdict import Check
-    from installer.site.model import Release, Site
+    from installer.deploy.request import Request
+    from installer.site.model import Release
     from installer.site.state import State
 
 _VERIFIED = "verified.json"
 _VERIFIED_DATABASES = "verified-databases.json"
 _SHOWN = 10
-
-
-def _unheard(check: Check) -> None:
-    del check
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a run is asked for.
-
-    ``key`` is what the bundle was verified with, a public key or a trust root; ``command`` starts
-    the installer itself, for the seed registry in the background. ``downgrade`` is the reason for
-    which an older bundle may be used, or empty. ``meter`` shows the progress of long steps,
-    ``warn`` is told before the first change of what will do, but not for long or for everybody.
-    """
-
-    bundle: VerifiedBundle
-    site: Site
-    state: State
-    key: TrustAnchor
-    command: tuple[str, ...]
-    downgrade: str = ""
-    meter: Meter = unmeasured
-    warn: Callable[[Check], None] = _unheard
 
 
 class _Verified(msgspec.Struct, frozen=True):

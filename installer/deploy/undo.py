@@ -17,7 +17,7 @@ import msgspec
 
 from installer.deploy.cluster import ClusterInfo
 from installer.deploy.context import looking, working
-from installer.deploy.deployment import Request, seed_of, steps_of
+from installer.deploy.deployment import seed_of, steps_of
 from installer.deploy.dump import login_of, programs, statements
 from installer.deploy.plan import Report, execute, look
 from installer.deploy.read_only import LiftReadOnly
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from installer.deploy.context import Context
     from installer.deploy.plan import Observer, Planned, Step
+    from installer.deploy.request import Request
     from installer.site.model import Release
     from installer.site.state import State
 

@@ -18,7 +18,7 @@ import pytest
 from installer.bundle.trust import TrustAnchor
 from installer.deploy import daemon
 from installer.deploy.databases import ServeDatabases, check_site, remember_names
-from installer.deploy.deployment import Request
+from installer.deploy.request import Request
 from installer.deploy.seed import ServeBundle
 from installer.errors import PreflightFailed
 from installer.harbor.planted import CVE, PACKAGE, planted_image

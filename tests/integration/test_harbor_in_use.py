@@ -20,7 +20,8 @@ import yaml
 from installer.bundle.trust import TrustAnchor
 from installer.deploy import daemon
 from installer.deploy.databases import RenewDatabase, remember_names
-from installer.deploy.deployment import Request, hosting
+from installer.deploy.deployment import hosting
+from installer.deploy.request import Request
 from installer.deploy.seed import ServeBundle
 from installer.harbor.api import HarborClient
 from installer.harbor.planted import CVE, PACKAGE, PACKAGE_VERSION, planted_image

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from installer.bundle.trust import TrustAnchor
-from installer.deploy.deployment import Request, hosting
+from installer.deploy.deployment import hosting
 from installer.deploy.harbor_access import HarborAccess
+from installer.deploy.request import Request
 from installer.site.harbor import Harbor, HostBundle
 from installer.site.model import Cluster, Release, Seed, Site
 from installer.site.state import State
