@@ -63,9 +63,10 @@ if TYPE_CHECKING:
 
     from bundler.lock import Blob
     from bundler.sources.upstream import Upstream
-    from bundler.spec import BundleSpec, Spec
-    from bundler.spec import Chart as ChartSource
-    from bundler.spec import Database as DatabaseSource
+    from bundler.spec import Spec
+    from bundler.spec_document import BundleSpec
+    from bundler.spec_document import Chart as ChartSource
+    from bundler.spec_document import Database as DatabaseSource
     from installer.bundle.manifest import Chart, Database, Image, Tool
     from installer.oci.reference import Reference
 

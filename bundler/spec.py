@@ -1,6 +1,6 @@
 """The spec: what a person wants in the bundle, read from ``bundle.yaml``.
 
-The file's form is checked by types (installer/documents.py), its sense here: names that point
+The file's form is checked by types (bundler/spec_document.py), its sense here: names that point
 nowhere, things said twice, sources that can't be meant. All of it is found before the network is
 touched, and each error says file and line. ``Spec.digest`` stands for the meaning of the spec, so
 that a lock can tell whether it still belongs to it: comments, order of keys and formatting don't
@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from datetime import date, timedelta
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from bundler.sources.chart_folder import CHART_FILE, pack_chart
+from bundler.spec_document import BundleSpec, ImageSource, scheme_of
 from installer.bundle.digest import Digest
 from installer.documents import Document, load_document, nearest, read_document
 from installer.errors import InvalidInput
@@ -28,6 +28,8 @@ from installer.oci.reference import Reference
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from bundler.spec_document import Chart, Tool, Verify
 
 PLATFORMS = (
     "linux/amd64",
@@ -44,173 +46,6 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")
 _KUBE_VERSION = re.compile(r"v?1\.\d{1,3}(?:\.\d{1,3})?\Z")
 _AGE = re.compile(r"[1-9]\d{0,4}[hd]\Z")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-
-
-class _Strict(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
-):
-    pass
-
-
-class Verify(_Strict, frozen=True):
-    """Whose signature something has to have: exactly one of the two, each a path.
-
-    ``key`` is a public key as ``cosign.pub``, for what lies in a registry; ``keyring`` a keyring of
-    GnuPG for a chart's provenance file.
-    """
-
-    key: str | None = None
-    keyring: str | None = None
-
-
-class Chart(_Strict, frozen=True):
-    """A chart: from a chart repository (https://…), a registry (oci://…) or a local path.
-
-    The path is a ``.tgz``, or the folder of a chart with its dependencies in ``charts/``.
-    """
-
-    name: str
-    source: str
-    version: str | None = None
-    """Exact version; None for a local file, which says it itself."""
-    profiles: tuple[str, ...] = ("default",)
-    """Profiles to render for discovery, and to choose from at the site."""
-    sha256: str | None = None
-    """Of the .tgz, 64 hexadecimal digits."""
-    verify: Verify | None = None
-
-    @property
-    def digest(self) -> Digest | None:
-        """``sha256`` as a digest."""
-        return Digest(self.sha256.removeprefix("sha256:")) if self.sha256 else None
-
-    @property
-    def kind(self) -> Literal["repository", "oci", "file"]:
-        """Where the chart comes from."""
-        scheme = _scheme(self.source)
-        return "oci" if scheme == "oci" else "repository" if scheme else "file"
-
-
-class Profile(_Strict, frozen=True):
-    """A set of chart values: written here, or in a file beside the spec."""
-
-    values: dict[str, Any] | None = None
-    values_file: str | None = None
-
-
-class Tool(_Strict, frozen=True):
-    """A program that is carried: ``member`` is its path if the source is an archive."""
-
-    name: str
-    source: str
-    member: str | None = None
-    sha256: str | None = None
-    """Of the source (the archive), 64 hexadecimal digits."""
-    sha256_from: str | None = None
-    """Address of the published checksum, for sources whose digest the lock is to pin."""
-
-    @property
-    def digest(self) -> Digest | None:
-        """``sha256`` as a digest."""
-        return Digest(self.sha256.removeprefix("sha256:")) if self.sha256 else None
-
-
-class Database(_Strict, frozen=True):
-    """A database of Trivy's, as it lies in a registry."""
-
-    kind: Literal["trivy-db", "trivy-java-db", "trivy-checks"]
-    source: str
-    max_age: str = "14d"
-    """Age above which it is refused: a number with h (hours) or d (days)."""
-    verify: Verify | None = None
-
-    @property
-    def oldest(self) -> timedelta:
-        """``maxAge`` as a duration."""
-        unit = {"h": "hours", "d": "days"}[self.max_age[-1]]
-        return timedelta(**{unit: int(self.max_age[:-1])})
-
-    @property
-    def reference(self) -> Reference:
-        """``source`` as a reference."""
-        return Reference.parse(self.source)
-
-
-class ExtraFile(_Strict, frozen=True):
-    """A file that travels with the bundle."""
-
-    name: str
-    source: str
-
-
-class ImageSource(_Strict, frozen=True):
-    """An image that no chart names: its reference, why it is there, who has to have signed it.
-
-    ``source`` is where it lies if not in its registry: ``docker://NAME`` (NAME may be left out),
-    or a path: an OCI layout, an OCI archive, or a docker-archive.
-    """
-
-    reference: str
-    source: str = ""
-    reason: str = ""
-    verify: Verify | None = None
-
-
-class Exclude(_Strict, frozen=True):
-    """Images of charts that stay out: a pattern, as ``docker.io/goharbor/trivy-*``, and why."""
-
-    image: str
-    reason: str
-
-
-class ImageRule(_Strict, frozen=True):
-    """Images of this pattern have to be signed with this key (a path)."""
-
-    match: str
-    key: str
-
-
-class Policy(_Strict, frozen=True):
-    """Whose signatures images have to have; with ``required`` everything has to be vouched for."""
-
-    required: bool = False
-    images: tuple[ImageRule, ...] = ()
-
-
-class Referrers(_Strict, frozen=True):
-    """Which of upstream's signatures, SBOMs and attestations come along with images and charts.
-
-    ``artifactTypes`` are patterns for referrers (``application/vnd.dev.sigstore.*``),
-    ``cosignTags`` the endings of tags that cosign makes. By default it is everything.
-    """
-
-    artifact_types: tuple[str, ...] = ("*",)
-    cosign_tags: tuple[Literal["sig", "att", "sbom"], ...] = ("sig", "att", "sbom")
-
-
-class BundleSpec(_Strict, frozen=True):
-    """``bundle.yaml`` as it is written; ``Spec`` is what it means."""
-
-    api_version: Literal["bundle/v1"]
-    kind: Literal["BundleSpec"]
-    name: str
-    channel: str = "stable"
-    platforms: tuple[str, ...] = ("linux/amd64",)
-    kube_version: str | None = None
-    """Version of Kubernetes to render for; None is the Helm binary's default."""
-    api_versions: tuple[str, ...] = ()
-    """API versions that the cluster has besides Kubernetes' own, for charts that ask."""
-    expires: date | None = None
-    charts: tuple[Chart, ...] = ()
-    profiles: dict[str, Profile | None] = {}
-    referrers: Referrers = Referrers()
-    verify: Policy = Policy()
-    images: tuple[str | ImageSource, ...] = ()
-    exclude: tuple[Exclude, ...] = ()
-    tools: tuple[Tool, ...] = ()
-    databases: tuple[Database, ...] = ()
-    files: tuple[ExtraFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -249,7 +84,7 @@ class Spec:
 
     def local(self, source: str) -> Path | None:
         """Path of a local source, relative to the spec's folder; None for an address."""
-        return None if _scheme(source) else self.path.parent / source
+        return None if scheme_of(source) else self.path.parent / source
 
     def digest(self) -> Digest:
         """Digest of what the spec means, with the content of all local files.
@@ -329,7 +164,7 @@ class _Sense:
             where = ("files", index)
             if not _FILE_NAME.match(file.name):
                 raise self.fail((*where, "name"), f"{file.name[:200]!r} is no plain file name")
-            if _scheme(file.source):
+            if scheme_of(file.source):
                 raise self.fail(
                     (*where, "source"), "a file is taken from this machine, not fetched"
                 )
@@ -475,20 +310,20 @@ class _Sense:
         if tool.sha256 is not None and tool.sha256_from is not None:
             raise self.fail(where, f"tool {tool.name} has sha256 and sha256From: keep one")
         self.scheme((*where, "source"), tool.source, ("https", "http"))
-        if not _scheme(tool.source):
+        if not scheme_of(tool.source):
             self.file((*where, "source"), tool.source)
             if tool.sha256_from is not None:
                 raise self.fail((*where, "sha256From"), "sha256From is for sources to download")
         elif tool.sha256_from is not None:
             # Fetched over plain HTTP, a checksum protects from nothing.
-            if _scheme(tool.sha256_from) != "https":
+            if scheme_of(tool.sha256_from) != "https":
                 raise self.fail((*where, "sha256From"), "sha256From must be an https:// address")
         elif tool.sha256 is None:
             hint = "or sha256From, the address of the published checksum, which the lock will pin"
             raise self.fail(where, f"tool {tool.name} is downloaded: it needs a sha256", hint)
 
     def scheme(self, where: tuple[str | int, ...], source: str, known: tuple[str, ...]) -> None:
-        scheme = _scheme(source)
+        scheme = scheme_of(source)
         if scheme and scheme not in known:
             text = f"{scheme}:// is no source that is known here"
             raise self.fail(where, text, f"{', '.join(k + '://' for k in known)} or a path")
@@ -514,11 +349,6 @@ class _Sense:
 def matches(reference: Reference, pattern: str) -> bool:
     """Whether a pattern (``*``, ``?``) is of this image: of its repository, or all of it."""
     return any(fnmatchcase(name, pattern) for name in (reference.repository, str(reference)))
-
-
-def _scheme(source: str) -> str:
-    match = _SCHEME.match(source)
-    return match[1].lower() if match else ""
 
 
 def _sha256(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bundler.spec import BundleSpec
+from bundler.spec_document import BundleSpec
 from installer.cli.console import print_json
 from installer.schema import json_schema
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from bundler.lock import Blob
     from bundler.sources.upstream import Upstream
-    from bundler.spec import Referrers
+    from bundler.spec_document import Referrers
     from installer.bundle.digest import Digest
     from installer.oci.graph import Descriptor
     from installer.oci.reference import Reference

@@ -17,7 +17,7 @@ from bundler.sources.accessories import wanted as chosen
 from bundler.sources.upstream import Locked, authored, registry_blob
 from bundler.sources.verification import pinned, verify_signed
 from bundler.sources.web import is_url
-from bundler.spec import Referrers
+from bundler.spec_document import Referrers
 from installer.bundle.catalog import chart_tag
 from installer.bundle.digest import Digest
 from installer.bundle.manifest import Chart, Verification
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bundler.cache import Cached
     from bundler.sources.accessories import Found
     from bundler.sources.upstream import Upstream
-    from bundler.spec import Chart as ChartSource
+    from bundler.spec_document import Chart as ChartSource
     from installer.oci.cosign import SigningIdentity
 
 OCI_SCHEME = "oci://"

@@ -10,7 +10,7 @@ from installer.bundle.manifest import File, Verification
 
 if TYPE_CHECKING:
     from bundler.sources.upstream import Upstream
-    from bundler.spec import ExtraFile
+    from bundler.spec_document import ExtraFile
 
 FILE_TYPE = "application/vnd.harbor-airgap.file.v1"
 

@@ -17,7 +17,7 @@ from bundler.sources.accessories import find_accessories, wanted
 from bundler.sources.archived_image import local_image
 from bundler.sources.upstream import Locked, registry_blob
 from bundler.sources.verification import pinned, verify_signed
-from bundler.spec import Referrers
+from bundler.spec_document import Referrers
 from installer.bundle.manifest import Image, Verification
 from installer.errors import Corrupt, InvalidInput
 from installer.oci.graph import (

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bundler.sources.upstream import Upstream
-    from bundler.spec import Tool as ToolSource
+    from bundler.spec_document import Tool as ToolSource
 
 TOOL_TYPE = "application/vnd.harbor-airgap.tool.v1"
 _MAX_CHECKSUMS_BYTES = 1024 * 1024

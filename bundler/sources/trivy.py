@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bundler.sources.upstream import Upstream
-    from bundler.spec import Database as DatabaseSource
+    from bundler.spec_document import Database as DatabaseSource
     from installer.oci.cosign import SigningIdentity
 
 _METADATA = "metadata.json"

@@ -22,7 +22,7 @@ from bundler.sources import chart as charts
 from bundler.sources import tool as tools
 from bundler.sources import upstream as sources
 from bundler.sources.upstream import Upstream
-from bundler.spec import Chart, Tool
+from bundler.spec_document import Chart, Tool
 from installer.bundle.digest import Digest
 from installer.errors import AirgapError, Corrupt, NotFound, TransferFailed
 from installer.oci import registry as registry_module

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from bundler import spec
+from bundler import spec_document as spec
 from bundler.cache import BlobCache
 from bundler.sources.chart import lock_chart
 from bundler.sources.file import lock_file

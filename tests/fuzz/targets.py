@@ -25,8 +25,8 @@ import msgspec
 from bundler.lock import encode_lock, read_lock
 from bundler.sources.archives import read_member
 from bundler.sources.chart import _find_version, _read_index
-from bundler.spec import Chart as ChartSource
 from bundler.spec import Spec
+from bundler.spec_document import Chart as ChartSource
 from bundler.trust_root import Change, TrustFolder
 from installer.bundle.archive import UnverifiedBundle
 from installer.bundle.digest import Digest

@@ -11,7 +11,7 @@ from bundler.cache import BlobCache
 from bundler.sources.accessories import find_accessories, wanted
 from bundler.sources.image import lock_image
 from bundler.sources.upstream import Upstream
-from bundler.spec import Referrers
+from bundler.spec_document import Referrers
 from installer.bundle.digest import Digest
 from installer.errors import Corrupt, InvalidInput, TransferFailed
 from installer.oci.hosts import RegistryHosts

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bundler import spec
 from bundler.cache import BlobCache
 from bundler.sources.chart import lock_chart
 from bundler.sources.chart_folder import pack_chart
 from bundler.sources.upstream import Upstream
+from bundler.spec import Spec
+from bundler.spec_document import Chart
 from installer.errors import Corrupt, InvalidInput
 from installer.oci.hosts import RegistryHosts
 from tests.upstream import charts
@@ -57,7 +58,7 @@ def test_what_is_ignored(folder: Path) -> None:
 
 
 def test_it_is_locked_and_found_again(tmp_path: Path, folder: Path) -> None:
-    wanted = spec.Chart(name=charts.CHART_NAME, source=folder.name)
+    wanted = Chart(name=charts.CHART_NAME, source=folder.name)
     with Upstream(RegistryHosts(), BlobCache(tmp_path / "cache"), tmp_path) as upstream:
         locked = lock_chart(upstream, wanted, {"default": {}})
     assert [held.method for held in locked.entry.verified] == ["local"]
@@ -87,4 +88,4 @@ def test_folders_that_are_no_charts(tmp_path: Path, folder: Path) -> None:
     text = "apiVersion: bundle/v1\nkind: BundleSpec\nname: a\n"
     (tmp_path / "bundle.yaml").write_text(f"{text}charts: [{{name: a, source: {folder.name}}}]\n")
     with pytest.raises(InvalidInput, match="there is no file"):
-        spec.Spec.load(tmp_path / "bundle.yaml")
+        Spec.load(tmp_path / "bundle.yaml")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bundler import spec
+from bundler import spec_document as spec
 from bundler.cache import BlobCache
 from bundler.sources.archives import read_member
 from bundler.sources.chart import is_newer, lock_chart

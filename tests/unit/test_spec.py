@@ -13,7 +13,8 @@ import yaml
 from click.testing import CliRunner
 
 from bundler.cli.init import command as init
-from bundler.spec import BundleSpec, Spec
+from bundler.spec import Spec
+from bundler.spec_document import BundleSpec
 from installer.errors import InvalidInput
 from installer.schema import json_schema
 

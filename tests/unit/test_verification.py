@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bundler import spec
 from bundler.cache import BlobCache
 from bundler.lock import Lock
 from bundler.sources.image import lock_image
 from bundler.sources.upstream import Upstream
 from bundler.sources.verification import check_required
+from bundler.spec import Spec
+from bundler.spec_document import Referrers
 from installer.bundle.digest import Digest
 from installer.bundle.manifest import File, Verification
 from installer.errors import InvalidInput, NotTrusted, Unsigned, WrongSignature
@@ -76,7 +77,7 @@ def test_a_bundle_among_other_referrers(registry: Registry, upstream: Upstream) 
     registry.put("app", None, bundled(OTHER, INDEX))
     registry.put("app", None, bundled(INDEX, INDEX))
     # What the filter leaves behind is looked at all the same.
-    none = spec.Referrers(artifact_types=(), cosign_tags=())
+    none = Referrers(artifact_types=(), cosign_tags=())
     (held,) = lock(upstream, registry, referrers=none)
     assert (held.form, held.digest) == ("sigstore-bundle", INDEX.digest)
 
@@ -159,7 +160,7 @@ def test_specs_that_make_no_sense(tmp_path: Path, more: str, message: str) -> No
     (tmp_path / "bad.pub").write_text("nothing")
     (tmp_path / "bundle.yaml").write_text(SPEC + more)
     with pytest.raises(InvalidInput, match=message) as caught:
-        spec.Spec.load(tmp_path / "bundle.yaml")
+        Spec.load(tmp_path / "bundle.yaml")
     assert "bundle.yaml:4" in caught.value.message
 
 
@@ -171,7 +172,7 @@ def test_who_has_to_have_signed(tmp_path: Path) -> None:
         + "verify: {images: [{match: 'quay.io/*', key: k.pub}]}\n"
         + "images: [{reference: 'quay.io/a/b:1', verify: {key: other.pub}}, 'a/b:1']\n"
     )
-    read = spec.Spec.load(tmp_path / "bundle.yaml")
+    read = Spec.load(tmp_path / "bundle.yaml")
     names = [
         signer.name if signer else ""
         for text in ("quay.io/a/b:1", "quay.io/c/d:1", "docker.io/a/b:1")
@@ -180,4 +181,4 @@ def test_who_has_to_have_signed(tmp_path: Path) -> None:
     assert names == ["other.pub", "k.pub", ""]
     before = read.digest()
     (tmp_path / "k.pub").write_bytes(public_pem(KEY) + b"\n")
-    assert spec.Spec.load(tmp_path / "bundle.yaml").digest() != before
+    assert Spec.load(tmp_path / "bundle.yaml").digest() != before
