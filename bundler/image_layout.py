@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from bundler.platforms import normal_platform
 from installer.bundle.catalog import catalog
 from installer.bundle.manifest import Image
 from installer.oci.graph import ImageIndex, read_manifest
@@ -60,7 +61,7 @@ def docker_manifest(lock: Lock, documents: Mapping[Digest, bytes]) -> bytes:
     """The docker-archive's list of images; ``documents`` are all manifests by digest.
 
     An index stands for the image of the first platform that the lock names, since a
-    docker-archive knows no platforms.
+    docker-archive knows no platforms; one for none of these is not in it.
     """
     entries = []
     for image in lock.images:
@@ -85,9 +86,10 @@ def _image_manifest(
     document = read_manifest(documents[root.digest], root.media_type, str(root.digest))
     if not isinstance(document, ImageIndex):
         return document
-    for platform in platforms:
+    for platform in map(normal_platform, platforms):
         for child in document.manifests:
-            if child.platform == platform and child.digest in documents:
+            same = child.platform and normal_platform(child.platform) == platform
+            if same and child.digest in documents:
                 return _image_manifest(child, documents, platforms)
     return None
 

@@ -28,9 +28,9 @@ _SHOWN = 8
 def pins(previous: Lock, update: Collection[str]) -> dict[str, Digest]:
     """Digests to stay with: of images, databases and charts in registries by reference.
 
-    Charts from elsewhere are keyed ``chart NAME``, tools ``tool NAME``: digests of the files behind
-    their sources. ``update`` are names or patterns of what is resolved again; raises InvalidInput
-    for one that fits nothing.
+    Charts from elsewhere are keyed ``chart NAME``, tools ``tool NAME SOURCE``, because there may be
+    one for each platform: digests of the files behind their sources. ``update`` are names or
+    patterns of what is resolved again; raises InvalidInput for one that fits nothing.
     """
     found: dict[str, Digest] = {}
     known: set[str] = set()
@@ -70,4 +70,5 @@ def _entries(lock: Lock) -> Iterator[tuple[tuple[str, ...], str, Digest]]:
     blobs = {blob.digest: blob for blob in lock.blobs}
     for tool in lock.tools:
         blob = blobs[f"sha256:{tool.sha256}"]
-        yield (tool.name,), f"tool {tool.name}", Digest.parse(blob.archive or blob.digest)
+        place = f"tool {tool.name} {tool.source}"
+        yield (tool.name,), place, Digest.parse(blob.archive or blob.digest)

@@ -25,6 +25,7 @@ import msgspec
 from bundler.cache import read_chunks
 from bundler.lock import Excluded, Lock, bundle_manifest, encode_lock
 from bundler.pins import pins
+from bundler.platforms import named
 from bundler.sources.chart import lock_chart, provenance
 from bundler.sources.file import lock_file
 from bundler.sources.image import lock_image
@@ -102,10 +103,11 @@ def resolve(
         upstream.pins = pins(previous, update)
     if wanted.expires and wanted.expires < now.date():
         raise InvalidInput(f"{spec.path}: expires: {wanted.expires} has passed already")
+    platforms = named(wanted.platforms)
     with ThreadPoolExecutor(THREADS) as pool:
         each = partial(_each, pool)
         progress(f"resolving {len(wanted.tools)} tools and {len(wanted.charts)} charts")
-        tools = each(partial(lock_tool, upstream, wanted.platforms[0]), wanted.tools)  # (1)
+        tools = each(partial(lock_tool, upstream, platforms[0]), wanted.tools)  # (1)
         charts = each(partial(_lock_chart, upstream, spec), wanted.charts)  # (2)
         origins = {image: [_own(wanted)] for image in spec.images}
         excluded: tuple[Excluded, ...] = ()
@@ -132,7 +134,7 @@ def resolve(
         serial=0,
         created=format_time(now),
         spec_digest=str(spec.digest()),
-        platforms=wanted.platforms,
+        platforms=platforms,
         blobs=merge_blobs(blob for item in locked for blob in item.blobs),
         expires=f"{wanted.expires}T23:59:59Z" if wanted.expires else "",
         charts=tuple(sorted((c.entry for c in charts), key=lambda c: (c.name, c.version))),
@@ -236,12 +238,15 @@ def _exclude(spec: Spec, origins: dict[Reference, list[Origin]]) -> tuple[Exclud
 
 
 def _check_rules(spec: Spec, origins: Iterable[Reference]) -> None:
-    """Refuse a rule about signatures that is about no image: it would protect nothing."""
+    """Refuse a rule that is about no image: a signature would be asked of nothing."""
     references = list(origins)
-    for index, rule in enumerate(spec.document.verify.images):
-        if not any(matches(reference, rule.match) for reference in references):
+    written = spec.document
+    rules = [(f"verify.images[{i}]", rule.match) for i, rule in enumerate(written.verify.images)]
+    rules += [(f"imagePlatforms[{i}]", r.match) for i, r in enumerate(written.image_platforms)]
+    for where, pattern in rules:
+        if not any(matches(reference, pattern) for reference in references):
             raise InvalidInput(
-                f"{spec.path}: verify.images[{index}]: {rule.match} fits no image",
+                f"{spec.path}: {where}: {pattern} fits no image",
                 hint="patterns are of whole references: docker.io/goharbor/*",
             )
 
@@ -392,7 +397,7 @@ def _lock_image(
         return lock_image(
             upstream,
             reference,
-            written.platforms,
+            spec.platforms(reference),
             origins,
             written.referrers,
             spec.signer(reference),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bundler.platforms import named
 from bundler.sources.chart_folder import CHART_FILE, pack_chart
 from bundler.spec_document import BundleSpec, ImageSource, scheme_of
 from installer.bundle.digest import Digest
@@ -26,22 +27,11 @@ from installer.oci.cosign import SigningIdentity
 from installer.oci.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from bundler.spec_document import Chart, Tool, Verify
 
-PLATFORMS = (
-    "linux/amd64",
-    "linux/arm64",
-    "linux/arm/v7",
-    "linux/arm/v6",
-    "linux/386",
-    "linux/ppc64le",
-    "linux/s390x",
-    "linux/riscv64",
-)
-"""Windows images have layers that may not be redistributed, and so can't be carried."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")
 _KUBE_VERSION = re.compile(r"v?1\.\d{1,3}(?:\.\d{1,3})?\Z")
@@ -69,6 +59,16 @@ class Spec:
             if matches(reference, rule.match):
                 return self.identities[rule.key]
         return None
+
+    def platforms(self, reference: Reference) -> tuple[str, ...]:
+        """An image's platforms: of its entry, the first rule that fits, or else the bundle."""
+        entry = self.images.get(reference)
+        if entry and entry.platforms:
+            return entry.platforms
+        for rule in self.document.image_platforms:
+            if matches(reference, rule.match):
+                return rule.platforms
+        return self.document.platforms
 
     def identity(self, verify: Verify | None) -> SigningIdentity | None:
         """The public key of an entry's ``verify``."""
@@ -142,10 +142,12 @@ class _Sense:
         self.files()
         self.databases()
         images = self.images()
-        self.unique("charts", [chart.name for chart in written.charts])
-        self.unique("tools", [tool.name for tool in written.tools])
-        self.unique("databases", [database.kind for database in written.databases])
-        self.unique("files", [file.name for file in written.files])
+        self.unique([chart.name for chart in written.charts], "charts")
+        # Programs for several platforms share a name: which one each is for, the lock finds out.
+        tools = [f"{t.name} of {t.source}, {t.member or 'itself'}" for t in written.tools]
+        self.unique(tools, "tools")
+        self.unique([database.kind for database in written.databases], "databases")
+        self.unique([file.name for file in written.files], "files")
         if written.charts and not any(tool.name == "helm" for tool in written.tools):
             hint = "the site deploys with the Helm that the bundle brings: add it under tools"
             raise self.fail(("charts",), "there are charts, but no tool named helm", hint)
@@ -186,6 +188,7 @@ class _Sense:
         for index, image in enumerate(self.written.images):
             source = ImageSource(reference=image) if isinstance(image, str) else image
             self.verify(("images", index), source.verify)
+            self.unique(source.platforms, "images", index, "platforms")
             if source.source and not source.source.startswith("docker://"):
                 self.scheme(("images", index, "source"), source.source, ("docker",))
                 self.archive(("images", index, "source"), source.source)
@@ -193,7 +196,7 @@ class _Sense:
                 hint = "signatures are found in registries"
                 raise self.fail(("images", index, "verify"), "an image on this machine", hint)
             found.append((self.reference(("images", index), source.reference), source))
-        self.unique("images", [str(reference) for reference, _ in found])
+        self.unique([str(reference) for reference, _ in found], "images")
         return dict(found)
 
     def archive(self, where: tuple[str | int, ...], source: str) -> None:
@@ -234,21 +237,19 @@ class _Sense:
             hint = "lower-case letters, digits, and . _ - between them, at most 63"
             raise self.fail(where, f"{name[:200]!r} can't be a name", hint)
 
-    def unique(self, key: str, names: list[str]) -> None:
+    def unique(self, names: Sequence[str], *where: str | int) -> None:
         for index, name in enumerate(names):
             if name in names[:index]:
-                first = self.document.where(key, names.index(name)).rpartition(":")[2]
-                raise self.fail((key, index), f"{name} is there twice, first in line {first}")
+                first = self.document.where(*where, names.index(name)).rpartition(":")[2]
+                raise self.fail((*where, index), f"{name} is there twice, first in line {first}")
 
     def platforms(self) -> None:
-        if not self.written.platforms:
-            raise self.fail(("platforms",), "platforms is empty", "write [linux/amd64]")
-        for index, platform in enumerate(self.written.platforms):
-            if platform not in PLATFORMS:
-                meant = nearest(platform, PLATFORMS)
-                hint = f"did you mean {meant}?" if meant else f"known: {', '.join(PLATFORMS)}"
-                raise self.fail(("platforms", index), f"unknown platform {platform[:100]!r}", hint)
-        self.unique("platforms", list(self.written.platforms))
+        if not named(self.written.platforms):
+            hint = "name these as well, images and tools have to be for them: [linux/amd64, all]"
+            raise self.fail(("platforms",), "`all` does not say what the site's nodes are", hint)
+        self.unique(self.written.platforms, "platforms")
+        for index, rule in enumerate(self.written.image_platforms):
+            self.unique(rule.platforms, "imagePlatforms", index, "platforms")
 
     def profiles(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {"default": {}}

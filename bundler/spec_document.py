@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from datetime import date, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from bundler.platforms import Platform
 from installer.bundle.digest import Digest
 from installer.oci.reference import Reference
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+Platforms = Annotated[tuple[Platform, ...], msgspec.Meta(min_length=1)]
+"""Platforms that an image has to be built for; ``all`` brings everything of an index along."""
 
 
 def scheme_of(source: str) -> str:
@@ -125,12 +129,14 @@ class ImageSource(_Strict, frozen=True):
     """An image that no chart names: its reference, why it is there, who has to have signed it.
 
     ``source`` is where it lies if not in its registry: ``docker://NAME`` (NAME may be left out),
-    or a path: an OCI layout, an OCI archive, or a docker-archive.
+    or a path: an OCI layout, an OCI archive, or a docker-archive. ``platforms`` are those of this
+    image, in place of the bundle's.
     """
 
     reference: str
     source: str = ""
     reason: str = ""
+    platforms: Platforms = ()
     verify: Verify | None = None
 
 
@@ -146,6 +152,13 @@ class ImageRule(_Strict, frozen=True):
 
     match: str
     key: str
+
+
+class PlatformRule(_Strict, frozen=True):
+    """Images of this pattern have these platforms, in place of the bundle's."""
+
+    match: str
+    platforms: Platforms
 
 
 class Policy(_Strict, frozen=True):
@@ -167,13 +180,18 @@ class Referrers(_Strict, frozen=True):
 
 
 class BundleSpec(_Strict, frozen=True):
-    """``bundle.yaml`` as it is written; ``Spec`` is what it means."""
+    """``bundle.yaml`` as it is written; ``Spec`` is what it means.
+
+    ``platforms`` are those of the site's nodes: every image has to be built for each of them. With
+    ``all`` besides, ``platforms`` brings along everything of an index. ``imagePlatforms`` are
+    images with other platforms than the bundle's; the first pattern that fits counts.
+    """
 
     api_version: Literal["bundle/v1"]
     kind: Literal["BundleSpec"]
     name: str
     channel: str = "stable"
-    platforms: tuple[str, ...] = ("linux/amd64",)
+    platforms: Platforms = ("linux/amd64",)
     kube_version: str | None = None
     """Version of Kubernetes to render for; None is the Helm binary's default."""
     api_versions: tuple[str, ...] = ()
@@ -184,6 +202,7 @@ class BundleSpec(_Strict, frozen=True):
     referrers: Referrers = Referrers()
     verify: Policy = Policy()
     images: tuple[str | ImageSource, ...] = ()
+    image_platforms: tuple[PlatformRule, ...] = ()
     exclude: tuple[Exclude, ...] = ()
     tools: tuple[Tool, ...] = ()
     databases: tuple[Database, ...] = ()

@@ -390,6 +390,8 @@ class _Check:
                 words = [str(word) for word in get_args(inner)]
                 text = f"expected one of {', '.join(words)}, got {value[:80]!r}"
                 hint = f"did you mean {nearest(value, words)!r}?" if nearest(value, words) else ""
+            elif text.startswith("Expected array, got") and not isinstance(value, dict):
+                hint = "a list is wanted: put it in brackets"
             elif text.startswith("Expected str") and isinstance(value, int | float):
                 hint = "YAML takes this for a number or a yes/no: put it in quotes"
             self.error(node, path, text[:1].lower() + text[1:], hint)

@@ -19,6 +19,7 @@ from bundler.spec import Spec
 from installer.bundle.digest import Digest
 from installer.cli.console import output_option, print_json, print_table, say, size_text
 from installer.errors import InvalidInput, TransferFailed
+from installer.oci.graph import INDEX_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,9 +82,22 @@ def lock_spec(
 ) -> Lock:
     """Resolve a spec and write its lock, unless it is the same as before."""
     lock = resolve(spec, upstream, now=now, previous=previous, update=update, progress=progress)
+    _tell_foreign_tools(lock, progress)
     if lock != previous:
         write_lock(lock_file, lock)
     return lock
+
+
+def _tell_foreign_tools(lock: Lock, tell: Callable[[str], object]) -> None:
+    """Tell which tools run on none of the bundle's platforms: a machine beside the nodes has to."""
+    machines = {platform.split("/")[1] for platform in lock.platforms}
+    for name in sorted({tool.name for tool in lock.tools}):
+        platforms = sorted({tool.platform for tool in lock.tools if tool.name == name})
+        if not machines & {platform.split("/")[1] for platform in platforms}:
+            tell(
+                f"note: the bundle is for {', '.join(lock.platforms)}, and {name} in it only for"
+                f" {', '.join(platforms)}: another entry of that name under tools can be for a node"
+            )
 
 
 def previous_lock(lock_file: Path) -> Lock | None:
@@ -138,7 +152,8 @@ def _print(lock_file: Path, before: Lock | None, lock: Lock) -> None:
     ]
     for image in lock.images:
         wanted = sorted({f"{o.chart}/{o.profile}" if o.chart else "spec" for o in image.origins})
-        held = "".join(f"; signed: {one.key}" for one in image.verified if one.key)
+        held = "; whole index" if image.media_type in INDEX_TYPES else ""
+        held += "".join(f"; signed: {one.key}" for one in image.verified if one.key)
         rows.append(
             ["image", f"{image.reference}  ({', '.join(wanted)}{held})", "", _short(image.digest)]
         )

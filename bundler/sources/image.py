@@ -2,9 +2,10 @@
 
 What is carried are the bytes that upstream serves, because digests, signatures and pinned
 references are of those. Of an index that is either one platform's manifest, or the index with all
-that it lists: registries refuse an index whose children are missing, so nothing lies between. Of
-the first kind the index's own bytes come along as well: its digest is what was signed, and what
-says that this manifest belongs to it.
+that it lists, attestations included: registries refuse an index whose children are missing, and
+one that was written without them would have another digest, so nothing lies between. Of the first
+kind the index's own bytes come along as well: its digest is what was signed, and what says that
+this manifest belongs to it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from bundler.platforms import named, normal_platform
 from bundler.sources.accessories import find_accessories, wanted
 from bundler.sources.archived_image import local_image
 from bundler.sources.upstream import Locked, registry_blob
@@ -43,13 +45,16 @@ _CONFIG_TYPES = frozenset({OCI_CONFIG, "application/vnd.docker.container.image.v
 _MAX_DEPTH = 4
 """Indexes may list indexes; real ones don't go below two."""
 
-# Variants that are the default of their architecture (containerd's platforms.Normalize).
-_SAME = {"arm": "arm/v7", "arm64/v8": "arm64", "amd64/v1": "amd64"}
-
 
 class _Config(msgspec.Struct):
     os: str = ""
     architecture: str = ""
+    variant: str = ""
+
+    @property
+    def platform(self) -> str:
+        parts = (self.os or "?", self.architecture or "?", self.variant)
+        return "/".join(part for part in parts if part)
 
 
 class Home(Protocol):
@@ -89,12 +94,13 @@ def lock_image(
 ) -> Locked[Image]:
     """Resolve an image for the platforms (``linux/amd64``, at least one) that are asked for.
 
-    Of an index the one platform's manifest is carried. With several platforms, or when the
-    reference is pinned to the index by digest, it is the whole index: that digest is what nodes
-    ask for. ``referrers`` says what of upstream's signatures and the like comes along (all of it,
-    if not given). Raises NotFound, TransferFailed, Corrupt, and InvalidInput when the image isn't
-    built for a platform. ``source`` is where it lies if not in its registry (archived_image). With
-    ``signer`` an image that it has not signed is refused as NotTrusted.
+    Of an index the one platform's manifest is carried. With several platforms or ``all``, or when
+    the reference is pinned to the index by digest, it is the whole index: that digest is what nodes
+    ask for. ``all`` alone takes an image whatever it is built for. ``referrers`` says what of
+    upstream's signatures and the like comes along (all of it, if not given). Raises NotFound,
+    TransferFailed, Corrupt, and InvalidInput when the image isn't built for a platform. ``source``
+    is where it lies if not in its registry (archived_image). With ``signer`` an image that it has
+    not signed is refused as NotTrusted.
     """
     where = str(reference)
     home: Home = (
@@ -103,19 +109,21 @@ def lock_image(
         else RegistryImage(upstream, reference)
     )
     meant = root = home.root
-    manifests = dict.fromkeys(platforms, root)
+    needed = named(platforms)
+    manifests = dict.fromkeys(needed, root)
     data = upstream.document(home.blob(root))
     index = read_manifest(data, root.media_type, where)
     if isinstance(index, ImageIndex):
-        manifests = {platform: pick(index, platform, where) for platform in platforms}
-        if len(platforms) == 1 and reference.digest is None:
-            root = manifests[platforms[0]]
+        manifests = {platform: pick(index, platform, where) for platform in needed}
+        if len(needed) == len(platforms) == 1 and reference.digest is None:
+            root = manifests[needed[0]]
     nodes = list(_walk(upstream, home, where, root))
     documents = {descriptor.digest: node for descriptor, node in nodes}
     for platform, manifest in manifests.items():
         node = documents[manifest.digest]
         if isinstance(node, ImageManifest):
-            _check_config(upstream, home, where, node.config, platform)
+            listed = isinstance(index, ImageIndex)
+            _check_config(upstream, home, where, node.config, platform, listed=listed)
     below = [root, *(child for _, node in nodes for child in node.children)]
     blobs = {child.digest: home.blob(child) for child in (meant, *below)}
     subjects = dict.fromkeys((meant.digest, root.digest, *(d.digest for d in manifests.values())))
@@ -156,12 +164,6 @@ def pick(index: ImageIndex, platform: str, where: str) -> Descriptor:
     raise _wrong_platform(where, platform, ", ".join(there) or "nothing")
 
 
-def normal_platform(platform: str) -> str:
-    """A platform without its architecture's default variant."""
-    system, _, architecture = platform.partition("/")
-    return f"{system}/{_SAME.get(architecture, architecture)}"
-
-
 def _walk(
     upstream: Upstream, home: Home, where: str, descriptor: Descriptor, depth: int = 0
 ) -> Iterator[tuple[Descriptor, ImageManifest | ImageIndex]]:
@@ -177,11 +179,18 @@ def _walk(
 
 
 def _check_config(
-    upstream: Upstream, home: Home, where: str, config: Descriptor, platform: str
+    upstream: Upstream,
+    home: Home,
+    where: str,
+    config: Descriptor,
+    platform: str,
+    *,
+    listed: bool,
 ) -> None:
     """Compare what the image says of itself; artefacts other than images have no platform.
 
-    Variants are left out: many builders don't write them into the config.
+    Of a variant an index has the last word (``listed``), and many builders write none into the
+    config: then the image is taken for the one that is asked for.
     """
     if config.media_type not in _CONFIG_TYPES:
         return
@@ -190,12 +199,15 @@ def _check_config(
         found = decode_json(data, _Config)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{where}: its config can't be read: {error}") from error
-    if [found.os, found.architecture] != platform.split("/")[:2]:
-        raise _wrong_platform(where, platform, f"{found.os or '?'}/{found.architecture or '?'}")
+    same = normal_platform(found.platform) == normal_platform(platform)
+    if listed or not found.variant:
+        same = [found.os, found.architecture] == platform.split("/")[:2]
+    if not same:
+        raise _wrong_platform(where, platform, found.platform)
 
 
 def _wrong_platform(where: str, wanted: str, found: str) -> InvalidInput:
     return InvalidInput(
         f"{where}: is not built for {wanted}, only for {found}",
-        hint="choose another tag, or leave the platform out of the spec",
+        hint="choose another tag, or write under imagePlatforms what this image is to be for",
     )

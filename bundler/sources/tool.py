@@ -51,7 +51,7 @@ def lock_tool(upstream: Upstream, platform: str, wanted: ToolSource) -> Locked[T
     """
     what = f"tool {wanted.name}"
     expected = wanted.digest
-    pin = upstream.pins.get(what)
+    pin = upstream.pins.get(f"{what} {wanted.source}")
     if wanted.sha256_from and pin:
         expected = pin
     elif wanted.sha256_from:

@@ -207,8 +207,9 @@ class Upstream:
                 found = self.cache.get(blob.descriptor.digest)
         if found is None:
             raise Corrupt(
-                f"{blob.source}: {blob.digest} is no longer in it",
-                hint="it has changed since the lock was made: lock again",
+                f"{blob.source}: {blob.digest} is not in it, or no longer",
+                hint="lock again if it has changed; of an index that lists more than is there, "
+                "ask for one platform",
             )
         return found
 

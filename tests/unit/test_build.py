@@ -203,6 +203,22 @@ def test_a_bundle_for_another_architecture_is_refused_at_lock_time(builder: Buil
     assert "linux/amd64" in done.stderr
 
 
+def test_a_tool_that_runs_on_no_node_is_told(builder: Builder) -> None:
+    tools = []
+    for machine, number in (("arm64", 183), ("amd64", 62)):
+        head = b"\x7fELF\x02\x01" + bytes(12) + number.to_bytes(2, "little")
+        (builder.folder / f"kubectl-{machine}").write_bytes(head)
+        tools.append({"name": "kubectl", "source": f"./kubectl-{machine}"})
+    told = "note: the bundle is for linux/amd64, and kubectl in it only for linux/arm64"
+    for carried, note in ((tools[:1], True), (tools, False)):
+        builder.spec["tools"] = carried
+        builder.write()
+        done = builder.lock()
+        assert done.returncode == 0, done.stderr
+        assert (told in done.stderr) == note
+        assert all(f"kubectl (linux/{t['source'][10:]})" in done.stdout for t in carried)
+
+
 def test_a_misspelt_key_is_refused_with_the_nearest(builder: Builder) -> None:
     builder.spec["imagse"] = builder.spec.pop("images")
     builder.write()

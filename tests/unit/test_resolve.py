@@ -9,6 +9,7 @@ import yaml
 
 from bundler.cache import BlobCache
 from bundler.lock import Blob, Lock, encode_lock, read_lock
+from bundler.pins import pins
 from bundler.resolve import check_lock_fits, merge_blobs, number, resolve
 from bundler.sources.upstream import Upstream
 from bundler.spec import Spec
@@ -341,6 +342,66 @@ def test_an_image_that_is_left_out_is_told_with_its_reason(
         lock(lambda s: s.update(exclude=[pattern | {"image": "docker.io/demo/cores*"}]))
     with pytest.raises(InvalidInput, match="listed under images as well"):
         lock(lambda s: s.update(exclude=[pattern], images=["demo/core:v1.2.3"]))
+
+
+def test_images_of_a_chart_with_platforms_of_their_own(
+    world: World, lock: Callable[..., Lock]
+) -> None:
+    both = images.index(
+        [images.image([images.layer(10, p)], platform=p) for p in ("linux/amd64", "linux/arm64")]
+    )
+    world.publish("docker.io/demo/core:v1.2.3", both)
+    world.publish("docker.io/library/toolbox:1.36", both)
+    platforms = {"platforms": ["linux/amd64", "linux/arm64"]}
+    with pytest.raises(InvalidInput, match=r"not built for linux/arm64") as caught:
+        lock(lambda s: s.update(platforms))
+    assert "imagePlatforms" in caught.value.hint
+    rules = [
+        {"match": "docker.io/demo/core", **platforms},
+        {"match": "*/library/*", "platforms": ["linux/s390x"]},  # the entry's own come first
+        {"match": "*", "platforms": ["linux/amd64"]},
+    ]
+    entry = {"reference": "docker.io/library/toolbox:1.36", "platforms": ["linux/arm64"]}
+    made = lock(lambda s: s.update(platforms, imagePlatforms=rules, images=[entry]))
+    assert made.platforms == ("linux/amd64", "linux/arm64")
+    found = {image.reference: image.digest for image in made.images}
+    assert found["docker.io/demo/core:v1.2.3"] == both.digest
+    assert found["docker.io/library/toolbox:1.36"] == both.manifests[1].digest
+    with pytest.raises(InvalidInput, match=r"imagePlatforms\[1\]: docker.io/none fits no image"):
+        lock(lambda s: s["imagePlatforms"].insert(1, {"match": "docker.io/none", **platforms}))
+
+
+def test_all_of_an_index_is_no_platform_of_the_bundle(
+    world: World, lock: Callable[..., Lock]
+) -> None:
+    other = images.image([images.layer(10, "mips")], platform="linux/mips64le")
+    index = images.index([world.images["docker.io/demo/db:v1.2.3"], other])
+    world.publish("docker.io/demo/db:v1.2.3", index)
+    made = lock(lambda s: s.update(platforms=["all", "linux/amd64"]))
+    assert made.platforms == ("linux/amd64",)
+    assert {i.digest for i in made.images if i.reference.startswith("docker.io/demo/db")} == {
+        index.digest
+    }
+    assert {c.digest for c in other.everything} <= {blob.digest for blob in made.blobs}
+
+
+def test_a_tool_for_each_platform(world: World, lock: Callable[..., Lock]) -> None:
+    data = bytearray((world.folder / "helm").read_bytes())
+    data[18:20] = (183).to_bytes(2, "little")
+    (world.folder / "helm-arm64").write_bytes(data)
+    arm = {"name": "helm", "source": "./helm-arm64"}
+    first = lock(lambda s: s["tools"].append(arm))
+    assert [(t.name, t.platform) for t in first.tools] == [
+        ("helm", "linux/amd64"),
+        ("helm", "linux/arm64"),
+    ]
+    held = pins(first, ("anchorage",))
+    assert [held[f"tool helm {tool.source}"].hex for tool in first.tools] == [
+        tool.sha256 for tool in first.tools
+    ]
+    (world.folder / "helm-arm64").write_bytes((world.folder / "helm").read_bytes() + b"newer")
+    with pytest.raises(InvalidInput, match="contents would be tools/helm:linux-amd64"):
+        lock()
 
 
 def test_rules_and_reasons(lock: Callable[..., Lock], world: World) -> None:

@@ -10,12 +10,14 @@ import pytest
 
 from bundler import spec_document as spec
 from bundler.cache import BlobCache
+from bundler.platforms import normal_platform
 from bundler.sources.archives import read_member
 from bundler.sources.chart import is_newer, lock_chart
-from bundler.sources.image import lock_image, normal_platform
+from bundler.sources.image import lock_image
 from bundler.sources.tool import elf_platform, lock_tool
 from bundler.sources.trivy import lock_database
 from bundler.sources.upstream import Upstream
+from installer.bundle.digest import Digest
 from installer.errors import AirgapError, Corrupt, InvalidInput, NotFound, TransferFailed
 from installer.oci.hosts import RegistryHosts
 from installer.oci.http import Patience
@@ -79,6 +81,29 @@ def test_several_platforms_are_the_whole_index(registry: Registry, upstream: Ups
     assert {blob.digest for blob in locked.blobs} == {c.digest for c in index.everything}
 
 
+@pytest.mark.parametrize("platforms", [["all"], ["linux/arm64", "all"], ["all", "linux/arm64"]])
+def test_all_is_the_whole_index(
+    registry: Registry, upstream: Upstream, platforms: list[str]
+) -> None:
+    index = images.index([ARM64, ARMV7, ATTESTATION])
+    registry.put("app", "1", index)
+    locked = lock_image(upstream, reference(registry, "app:1"), platforms)
+    assert (locked.entry.digest, locked.entry.index) == (index.digest, "")
+    assert {blob.digest for blob in locked.blobs} == {c.digest for c in index.everything}
+
+
+def test_all_takes_an_image_for_whatever_it_is_and_refuses_what_is_named_besides(
+    registry: Registry, upstream: Upstream
+) -> None:
+    registry.put("app", "single", ARMV6)
+    registry.put("app", "index", images.index([ARMV6]))
+    locked = lock_image(upstream, reference(registry, "app:single"), ["all"])
+    assert locked.entry.digest == ARMV6.digest
+    for tag in ("single", "index"):
+        with pytest.raises(InvalidInput, match="not built for linux/amd64, only for linux/arm"):
+            lock_image(upstream, reference(registry, f"app:{tag}"), ["linux/amd64", "all"])
+
+
 def test_a_pinned_index_stays_what_is_pinned(registry: Registry, upstream: Upstream) -> None:
     index = images.index([AMD64, ARM64])
     registry.put("app", "1", index)
@@ -93,6 +118,12 @@ def test_variants_are_told_apart(registry: Registry, upstream: Upstream) -> None
     for platform, expected in (("linux/arm/v6", ARMV6), ("linux/arm/v7", ARMV7)):
         locked = lock_image(upstream, reference(registry, "app:1"), [platform])
         assert locked.entry.digest == expected.digest
+    registry.put("app", "six", ARMV6)
+    assert lock_image(upstream, reference(registry, "app:six"), ["linux/arm/v6"])
+    with pytest.raises(InvalidInput, match="not built for linux/arm/v7, only for linux/arm/v6"):
+        lock_image(upstream, reference(registry, "app:six"), ["linux/arm/v7"])
+    registry.put("app", "none", images.image([images.layer(10, "old")], platform="linux/arm"))
+    assert lock_image(upstream, reference(registry, "app:none"), ["linux/arm/v6"])
     assert normal_platform("linux/arm") == "linux/arm/v7"
     assert normal_platform("linux/arm64/v8") == "linux/arm64"
 
@@ -313,6 +344,27 @@ def test_published_checksums(
     else:
         with pytest.raises(InvalidInput, match=r"sha256 digests for helm"):
             lock_tool(upstream, "linux/arm64", wanted)
+
+
+def test_a_pinned_tool_stays_with_its_own_digest(
+    web: charts.ChartRepository, upstream: Upstream
+) -> None:
+    web.files |= {"amd64/helm": b"one", "arm64/helm": b"other"}
+    wanted = [
+        tool(f"{web.url}/{machine}/helm", sha256_from=f"{web.url}/none")
+        for machine in ("amd64", "arm64")
+    ]
+    digests = [images.sha256(data) for data in (b"one", b"other")]
+    upstream.pins = {
+        f"tool helm {one.source}": Digest.parse(digest)
+        for one, digest in zip(wanted, digests, strict=True)
+    }
+    for one, digest in zip(wanted, digests, strict=True):
+        locked = lock_tool(upstream, "linux/amd64", one)
+        assert f"sha256:{locked.entry.sha256}" == digest
+    upstream.pins = {f"tool helm {wanted[1].source}": Digest.of(b"never there")}
+    with pytest.raises(Corrupt, match="tool helm"):
+        lock_tool(upstream, "linux/amd64", wanted[1])
 
 
 def test_a_published_checksum_of_something_else(

@@ -87,9 +87,11 @@ REPOSITORY = "charts: [{name: h, source: 'https://h.example', version: 1.0.0"
     [
         ("chart: []\n", ":4: chart: unknown key, did you mean 'charts'?", "known here"),
         ("channel: Stable\n", ":4: 'Stable' can't be a name", "lower-case"),
-        ("platforms: [linux/amd46]\n", ":4: unknown platform 'linux/amd46'", "linux/amd64"),
-        ("platforms: [windows/amd64]\n", ":4: unknown platform", ""),
-        ("platforms: []\n", ":4: platforms is empty", "linux/amd64"),
+        ("platforms: [linux/amd46]\n", ":4: platforms[0]: expected one of linux/", "'linux/amd64'"),
+        ("platforms: [windows/amd64]\n", "linux/riscv64, all, got 'windows/amd64'", ""),
+        ("platforms: []\n", ":4: platforms: expected array of length >= 1", ""),
+        ("platforms: all\n", ":4: platforms: expected array, got str", "in brackets"),
+        ("platforms: [all]\n", ":4: `all` does not say what the site's nodes are", "[linux/amd64"),
         ("platforms: [linux/amd64, linux/amd64]\n", ":4: linux/amd64 is there twice", ""),
         ("kubeVersion: latest\n", ":4: kubeVersion is not a version", "1.34"),
         ("kubeVersion: 1.34\n", ":4: kubeVersion: expected str", "quotes"),
@@ -131,6 +133,12 @@ REPOSITORY = "charts: [{name: h, source: 'https://h.example', version: 1.0.0"
         ("profiles: {p: {values: {}, valuesFile: ./big.yaml}}\n", ":4: profile p has values", ""),
         ("profiles: {p: {valuesFile: ./no.yaml}}\n", ":4: there is no file './no.yaml'", ""),
         ("profiles: {p: {valueFile: ./x}}\n", ":4: profiles.p.valueFile: unknown key", ""),
+        ("images: [{reference: a/b, platforms: []}]\n", ":4: images[0].platforms: expected", ""),
+        ("images: [{reference: a/b, platforms: [all, all]}]\n", ":4: all is there twice", ""),
+        ("imagePlatforms: [{match: a/*}]\n", "the key 'platforms' is missing", ""),
+        ("imagePlatforms: [{match: a/*, platforms: [linux/arm/v8]}]\n", "got 'linux/arm/v8'", ""),
+        ("imagePlatforms: [{match: a, platforms: [all, all]}]\n", ":4: all is there twice", ""),
+        ("tools: [{name: t, source: ./helm}, {name: t, source: ./helm}]\n", "is there twice", ""),
         ("images: ['a b']\n", ":4: not an image reference", ""),
         ("images: [busybox, docker.io/library/busybox]\n", "is there twice", ""),
         ("tools: [{name: t, source: ./helm, sha256: abc}]\n", ":4: not a sha256 digest", "64"),
@@ -253,3 +261,6 @@ def test_the_schema_takes_the_specs_that_come_along_and_refuses_misspelt_keys() 
         assert not validator.is_valid(document | {"chart": []})
         assert not validator.is_valid(document | {"images": [{"referense": "a/b:1"}]})
         assert validator.is_valid(document | {"images": ["a/b:1", {"reference": "a/c:1"}]})
+        assert validator.is_valid(document | {"platforms": ["linux/arm/v6", "all"]})
+        assert not validator.is_valid(document | {"platforms": ["linux/arm/v8"]})
+        assert not validator.is_valid(document | {"platforms": "all"})
