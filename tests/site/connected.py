@@ -100,14 +100,16 @@ class Connected:
         profiles: Sequence[str] = (),
         helm: int = 4,
         product: str = "harbor",
+        since: Made | None = None,
         also: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Made:
         """Init, lock and build ``NAME.tar`` with Harbor ``version`` (2.14 or 2.15).
 
         ``product`` is the shipped spec's, harbor or harbor-platform.
         ``profiles`` are those to render, if not all that the shipped spec lists; ``helm`` is the
-        major version that goes in. ``also`` are further charts of upstream's: ``version`` and
-        ``values`` of the one profile, by name. Raises BundlerFailed.
+        major version that goes in. With ``since`` it is a delta to that bundle. ``also`` are
+        further charts of upstream's: ``version`` and ``values`` of the one profile, by name.
+        Raises BundlerFailed.
         """
         spec = self.folder / "bundle.yaml"
         spec.unlink(missing_ok=True)
@@ -137,6 +139,7 @@ class Connected:
             f"--registry-config={self.registries}",
             "--no-installer",
             "--output=json",
+            *([f"--since={since.path}"] if since else []),
         )
         lock = json.loads(spec.with_name("bundle.lock").read_text())
         return Made(path, lock, json.loads(built))

@@ -1,6 +1,6 @@
-"""A bundle that carries Helm 3 installs as well, here with the profile that has metrics.
+"""A bundle that carries Helm 3 installs as well, and the next one is a delta that stands on it.
 
-With the exporter all ten of Harbor's images run.
+The profile is the one that has metrics: with the exporter all ten of Harbor's images run.
 """
 
 from __future__ import annotations
@@ -47,10 +47,17 @@ def story(
             release={"profile": "metrics"},
         )
     ) as story:
-        for name, version in (("old", "2.14"), ("new", "2.15")):
-            made = connected.make(f"helm3-{name}", version, helm=3)
+        old = connected.make("helm3-old", "2.14", helm=3)
+        delta = connected.make("helm3-delta", "2.15", helm=3, since=old)
+        for name, made in (("old", old), ("delta", delta)):
             story.carry(name, made.path, connected.public_key)
+        # tools, the database and the layers that both releases have: all but some kilobytes
+        assert story.bundles["delta"].stat().st_size < story.bundles["old"].stat().st_size / 10
         yield story
+
+
+def base(story: Story) -> str:
+    return f"--base={story.bundles['old']}"
 
 
 def test_helm_3_installs(story: Story, connected: Connected) -> None:
@@ -66,15 +73,26 @@ def test_a_second_run_changes_nothing(story: Story) -> None:
     assert story.revision()[0] == "1"
 
 
-def test_it_upgrades(story: Story, connected: Connected) -> None:
-    assert "release:harbor-helm3/harbor" in story.json("new")["changed"]
+def test_a_delta_alone_changes_nothing(story: Story, connected: Connected) -> None:
+    before = story.revision(), story.events(), sorted(story.state.rglob("*"))
+    done = story.run("delta")
+    assert done.returncode == 5, done.stderr
+    assert f"{story.bundles['delta']} is a delta" in done.stderr
+    assert "needed by goharbor/harbor-core:v2.15.1" in done.stderr
+    assert "--base" in done.stderr
+    assert (story.revision(), story.events(), sorted(story.state.rglob("*"))) == before
+    story.check_pods(SEED, OLD, connected.upstream, set(images.HARBOR))
+
+
+def test_it_upgrades_from_the_delta_and_its_base(story: Story, connected: Connected) -> None:
+    assert "release:harbor-helm3/harbor" in story.json("delta", base(story))["changed"]
     assert story.revision()[1:] == ("deployed", f"harbor-{NEW}")
     story.check_pods(SEED, NEW, connected.upstream, set(images.HARBOR))
-    assert story.json("new")["changed"] == []
+    assert story.json("delta", base(story))["changed"] == []
 
 
 def test_it_goes(story: Story) -> None:
-    told = story.uninstall("new")
+    told = story.uninstall("delta", base(story))
     assert "uninstall:harbor-helm3/harbor" in told["changed"]
     assert story.helm("list") == []
     assert story.pods() == []
