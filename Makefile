@@ -37,7 +37,7 @@ unit: $(STAMP)
 	$(BIN)/pytest -n $(WORKERS) tests/unit tests/attacks tests/contract -m "not integration"
 
 integration: $(STAMP) ## Real peers: needs root and the Debian packages that .ci/run names
-	$(BIN)/pytest tests/integration tests/contract -m integration
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/integration tests/contract -m integration
 
 site: $(STAMP) ## A real Kubernetes in a namespace without a route out: needs root and Go
 	$(BIN)/pytest tests/site -m site

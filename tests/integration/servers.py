@@ -17,6 +17,7 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ _PACKAGES = {
     "nsenter": "util-linux",
     "apt-get": "apt",
 }
+_NUMBERS = count()
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 
@@ -245,10 +247,19 @@ def run(program: Path, *arguments: str | Path, environment: Mapping[str, str] | 
 
 
 def free_port() -> int:
-    """Find a port of 127.0.0.1 that nobody listens on, for programs that can't choose one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Find a port of 127.0.0.1 that nobody listens on, for programs that can't choose one.
+
+    It is below those that the kernel gives to connections (ip_local_port_range), and processes of
+    one test run ask for different ones: so nobody takes it before the program listens.
+    """
+    first = 10_000 + os.getpid() % 220 * 100
+    for number in islice(_NUMBERS, 100):
+        port = first + number % 100
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no port is free from {first} to {first + 99}")
 
 
 def _succeeds(program: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> bool:

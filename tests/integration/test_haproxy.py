@@ -16,7 +16,7 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -635,17 +635,29 @@ class Service:
     def reload_or_restart(self) -> tuple[int, str]:
         self.before_start()
         if self._process is None or self.is_active()[0]:
-            command: list[str | Path] = [self._program, "-W", "-db", "-f", self._file]
-            with self._file.with_name("service.log").open("ab") as log:
-                self._process = subprocess.Popen(command, stdout=log, stderr=log)
-            time.sleep(0.5)
-            return (0, "") if self._process.poll() is None else (1, "Job failed.")
+            return self._start()
         check = subprocess.run(
             [self._program, "-W", "-f", self._file, "-c", "-q"], capture_output=True, check=False
         )
         if check.returncode == 0:
             self._process.send_signal(signal.SIGUSR2)
         return check.returncode, check.stderr.decode()
+
+    def _start(self) -> tuple[int, str]:
+        command: list[str | Path] = [self._program, "-Ws", "-db", "-f", self._file]
+        log = self._file.with_name("service.log")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, log.open("ab") as output:
+            told.bind("")  # the kernel gives it a name without a file
+            told.settimeout(0.1)
+            told_at = f"@{told.getsockname()[1:].decode()}"
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=output, env=os.environ | {"NOTIFY_SOCKET": told_at}
+            )
+            while self._process.poll() is None:
+                with suppress(TimeoutError):
+                    if b"READY=1" in told.recv(4096):
+                        return 0, ""
+        return 1, "Job failed."
 
     def stop(self) -> tuple[int, str]:
         if self._process is not None:
