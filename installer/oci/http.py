@@ -66,7 +66,8 @@ _LONGEST_PAUSE = 10.0
 class Patience:
     """How long to wait and how often to try again; times in seconds.
 
-    ``read`` is the silence after which a connection counts as dead. ``backoff`` doubles with each
+    ``read`` is the silence after which a connection counts as dead; so does one whose body has come
+    with less than ``speed_limit`` bytes a second for ``speed_time``. ``backoff`` doubles with each
     attempt. A server that asks for more than ``longest`` is not waited for. One that is away is
     asked until ``attempts`` are used up and ``outage`` has passed. So a server that accepts
     connections and stays silent is given up after ``attempts`` times ``read`` and the pauses.
@@ -74,6 +75,8 @@ class Patience:
 
     connect: float = 10
     read: float = 30
+    speed_limit: float = 1024
+    speed_time: float = 60
     attempts: int = 5
     backoff: float = 0.5
     longest: float = 60
@@ -241,8 +244,9 @@ class Client:
     """Requests to one endpoint of the registry ``host``; safe to share between threads.
 
     ``credentials`` are sent to this endpoint and to the token service that it names, and nowhere
-    else. ``environment`` says whether its proxies and CA certificates count. Raises InvalidInput
-    when the CA file is missing.
+    else. ``environment`` says whether its proxies and CA certificates count. The CA of the endpoint
+    is trusted besides the usual ones, here and where the registry redirects to, as docker does.
+    Raises InvalidInput when its file is missing or has no certificate.
     """
 
     def __init__(
@@ -254,13 +258,9 @@ class Client:
         *,
         environment: bool = True,
     ) -> None:
-        from requests.adapters import HTTPAdapter  # noqa: PLC0415  # 83 ms: only for the network
+        from installer.oci.adapter import Adapter  # noqa: PLC0415  # 83 ms: only for the network
 
-        if endpoint.ca is not None and not endpoint.ca.is_file():
-            raise InvalidInput(
-                f"{host}: no CA file {endpoint.ca}",
-                hint="`ca` is a PEM file, relative to the registries.yaml that names it",
-            )
+        authorities = _authorities(host, endpoint.ca) if endpoint.ca else ""
         if endpoint.cert is not None:
             _check_client_certificate(host, endpoint.cert, endpoint.key)
         self.endpoint = endpoint
@@ -270,7 +270,7 @@ class Client:
         self._origin = _origin(endpoint.api)
         self._authority = Authority(credentials, self._token)
         self._settings: dict[str, dict[str, Any]] = {}
-        self._adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS)
+        self._adapter = Adapter(self.patience, authorities, _CONNECTIONS)
 
     def close(self) -> None:
         """Close every connection."""
@@ -382,7 +382,7 @@ class Client:
                 proxies = named
             self._settings[key] = {
                 "proxies": proxies,
-                "verify": str(at.ca) if at.ca else found["verify"],
+                "verify": found["verify"],
                 # Who one is, is told to the registry alone: not to where it redirects to.
                 "cert": at.certificate if _origin(url) == self._origin else None,
             }
@@ -541,6 +541,24 @@ def _unreachable(error: Exception, what: str, host: str) -> TransferFailed:
     if "Name or service" in cause or "name resolution" in cause:
         hint = "its name can't be looked up: check the spelling, and the name server (DNS)"
     return Unavailable(message, hint=hint, host=host)
+
+
+def _authorities(host: str, ca: Path) -> str:
+    """Read the certificates of a CA file; raises InvalidInput."""
+    import ssl  # noqa: PLC0415  # loaded with the client
+
+    why = f"no CA file {ca}"
+    try:
+        # Only between certificates, in what is said of them, may other characters stand.
+        text = ca.read_bytes().decode("ascii", "ignore")
+        why = f"no certificate in the CA file {ca}"
+        ssl.create_default_context(cadata=text or "none")
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{host}: {why}",
+            hint="`ca` is a PEM file, relative to the registries.yaml that names it",
+        ) from error
+    return text
 
 
 def _check_client_certificate(host: str, cert: Path, key: Path | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import random
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,7 @@ class Builder:
     proxy: Proxy
     lock: Lock
     now: float = 0.0
+    pace: float = 0.0
     slept: list[float] = field(default_factory=list)
     told: list[Retry] = field(default_factory=list)
     patience: Patience = _PATIENCE
@@ -113,10 +115,14 @@ class Builder:
             self.slept.append(seconds)
             self.now += seconds
 
+    def clock(self) -> float:
+        """What was slept, and ``pace`` seconds for each that really passes."""
+        return self.now + self.pace * time.monotonic()
+
     def build(self) -> int:
         """Build; gives the bytes that were fetched."""
         entry = RegistryEntry(endpoints=tuple(self.endpoints))
-        patience = replace(self.patience, sleep=self.sleep, clock=lambda: self.now)
+        patience = replace(self.patience, sleep=self.sleep, clock=self.clock)
         with Upstream(
             RegistryHosts(RegistryConfig({HOST: entry})),
             BlobCache(self.folder / "cache"),
@@ -207,6 +213,25 @@ def test_a_fault_that_passes(builder: Builder, fault: dict[str, Any]) -> None:
         assert builder.told
         assert {retry.host for retry in builder.told} == {HOST}
         assert all("demo/app" in retry.reason for retry in builder.told)
+
+
+def test_a_body_that_hardly_comes_is_asked_for_again(builder: Builder) -> None:
+    builder.pace = 100  # a minute is 0.6 s, and 2,000 bytes a second are 20
+    builder.patience = replace(builder.patience, read=20)
+    builder.proxy.fail(LARGE.digest, method="GET", bytes_per_second=2000, times=1)
+    builder.build()
+    assert builder.proxy.count("GET", LARGE.digest) == 2
+    (retry,) = builder.told
+    assert "less than 1024 bytes a second" in retry.reason
+
+
+def test_a_body_that_never_comes_any_quicker(builder: Builder) -> None:
+    builder.pace = 100
+    builder.patience = replace(builder.patience, read=20)
+    builder.proxy.fail(LARGE.digest, method="GET", bytes_per_second=2000)
+    with pytest.raises(TransferFailed, match=r"less than 1024 bytes a second.*tried 4 times"):
+        builder.build()
+    builder.assert_unfinished()
 
 
 def test_a_server_without_ranges_sends_only_that_blob_again(builder: Builder) -> None:

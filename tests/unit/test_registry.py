@@ -443,9 +443,40 @@ def test_a_proxy_of_the_configuration_goes_before_the_environment(
         assert store.resolve("team/app", "v1").size
 
 
-def test_a_ca_file_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="no-such"):
+def test_a_ca_file_that_is_missing_or_none(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"no CA file .*no-such"):
         RegistryStore("docker.io", at("https://a", ca=tmp_path / "no-such"))
+    for content in (b"", b"hello", b"-----BEGIN CERTIFICATE-----\nAAAA\n"):
+        (tmp_path / "ca.pem").write_bytes(content)
+        with pytest.raises(InvalidInput, match="no certificate in"):
+            RegistryStore("docker.io", at("https://a", ca=tmp_path / "ca.pem"))
+
+
+def test_storage_with_a_certificate_of_another_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, public = make_certificates(tmp_path / "own"), make_certificates(tmp_path / "public")
+    own.ca.write_bytes("Zürich\n".encode() + own.ca.read_bytes())
+    with Registry(tls=own.context()) as registry, Elsewhere(tls=public.context()) as storage:
+        registry.put("team/app", "v1", IMAGE)
+        registry.faults.append(Fault("blobs/", status=307, headers={"Location": storage.url}))
+        hosts = at(registry.url, storage.url, ca=own.ca)
+        with (
+            RegistryStore("docker.io", hosts, patience=QUICK) as store,
+            pytest.raises(TransferFailed, match="CERTIFICATE_VERIFY_FAILED"),
+        ):
+            read_all(store, "team/app", BLOB)
+        # What the machine trusts is trusted as well, and the registry's own authority everywhere.
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(public.ca))
+        with RegistryStore("docker.io", hosts, patience=QUICK) as store:
+            assert read_all(store, "team/app", BLOB) == LAYER.data
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+        moved = {"Location": f"{registry.url}{registry.log[-1].target}"}
+        storage.faults.append(Fault("", status=307, headers=moved))
+        both = tmp_path / "both.pem"
+        both.write_bytes(own.ca.read_bytes() + public.ca.read_bytes())
+        with RegistryStore("docker.io", at(registry.url, ca=both), patience=QUICK) as store:
+            assert store.resolve("team/app", "v1").size
 
 
 def test_a_redirect_from_https_to_http_is_refused(tmp_path: Path) -> None:
