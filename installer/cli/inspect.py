@@ -78,8 +78,9 @@ def _show(verified: VerifiedBundle) -> None:
     )
     click.echo(
         f"{size_text(verified.layout.size)} in {len(manifest.members)} members for "
-        f"{', '.join(manifest.platforms)}; bundle.json {verified.digest}; "
-        f"signed by {', '.join(signer[:16] for signer in verified.signers)}\n"
+        f"{', '.join(manifest.platforms)}\n"
+        f"bundle.json, signed by {', '.join(signer[:16] for signer in verified.signers)}:\n"
+        f"  {verified.digest}\n"
     )
     if words := delta_words(verified):
         click.echo(f"{words}\n")
