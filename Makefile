@@ -9,7 +9,7 @@ export AIRGAP_SHARED ?= $(abspath ../shared)
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 
-.PHONY: help install test lint unit integration site fuzz bench demo lock-requirements loader clean
+.PHONY: help install test lint unit integration programs site fuzz bench demo lock-requirements loader clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,10 @@ unit: $(STAMP)
 
 integration: $(STAMP) ## Real peers: needs root and the Debian packages that .ci/run names
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/integration tests/contract -m integration
+
+programs: $(STAMP) ## Build ahead what the tiers build when they need it (Go)
+	$(BIN)/python -m tests.programs
+	$(BIN)/python -m tests.site.build
 
 site: $(STAMP) ## A real Kubernetes in a namespace without a route out: needs root and Go
 	$(BIN)/pytest tests/site -m site
