@@ -33,7 +33,8 @@ _EVERY = 10.0
 """Seconds between two lines where nobody watches a terminal."""
 _EVENT_EVERY = 1.0
 _ROWS = 6
-_WIDTH = 42
+_WIDTH = 34
+"""Characters of a name, so that a row of hundreds of GB fits into 80 columns."""
 
 
 def form_for(output: str, *, quiet: bool) -> Form:

@@ -50,3 +50,28 @@ def test_tables_with_long_references(
     column = shown.lines[at].index("registry.corp")
     pieces = (re.split(r"\s{2}", line[column:])[0].strip() for line in shown.lines[at : at + 5])
     assert "".join(pieces).startswith(name)
+
+
+_FETCHING = """
+import time
+from bundler.cli.fetching import Watch
+from bundler.fetch import Job
+from installer.bundle.layout import Entry
+from installer.bundle.manifest import Member
+watch = Watch("terminal")
+member = Member("blobs/sha256/" + "a" * 64, 119 * 10**9, "a" * 64)
+job = Job(Entry(member, 0), iter, "registry.example/a/very/long/name@sha256:" + "a" * 40, host="r")
+with watch.fetching(120 * 10**9):
+    watch.started(job)
+    watch.advanced(job, 101 * 10**8)
+    time.sleep(0.3)  # a rate needs two moments
+    watch.advanced(job, 10**7)
+"""
+
+
+def test_bars_of_large_blobs_are_a_line_each(tmp_path: Path) -> None:
+    shown = run_in_terminal(sys.executable, "-c", _FETCHING, cwd=tmp_path)
+    assert shown.returncode == 0, shown.lines
+    rows = [line for line in shown.lines if "GB" in line]
+    assert any("10.1/119.0 GB" in row and "B/s" in row for row in rows), shown.lines
+    assert all(re.search(r"\d\.\d/\d+\.\d GB", row) for row in rows), rows
