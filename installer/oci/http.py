@@ -244,9 +244,10 @@ class Client:
     """Requests to one endpoint of the registry ``host``; safe to share between threads.
 
     ``credentials`` are sent to this endpoint and to the token service that it names, and nowhere
-    else. ``environment`` says whether its proxies and CA certificates count. The CA of the endpoint
-    is trusted besides the usual ones, here and where the registry redirects to, as docker does.
-    Raises InvalidInput when its file is missing or has no certificate.
+    else. ``environment`` says whether its proxies and CA certificates count. If so, the CA of the
+    endpoint is trusted besides the usual ones, here and where the registry redirects to, as docker
+    does; if not, it alone is, as a site means it. Raises InvalidInput when its file is missing or
+    has no certificate.
     """
 
     def __init__(
@@ -267,10 +268,12 @@ class Client:
         self.patience = patience or Patience()
         self._host = host
         self._environment = environment
+        self._pinned = None if environment else endpoint.ca
         self._origin = _origin(endpoint.api)
         self._authority = Authority(credentials, self._token)
         self._settings: dict[str, dict[str, Any]] = {}
-        self._adapter = Adapter(self.patience, authorities, _CONNECTIONS)
+        besides = "" if self._pinned else authorities
+        self._adapter = Adapter(self.patience, besides, _CONNECTIONS)
 
     def close(self) -> None:
         """Close every connection."""
@@ -382,7 +385,7 @@ class Client:
                 proxies = named
             self._settings[key] = {
                 "proxies": proxies,
-                "verify": found["verify"],
+                "verify": str(self._pinned) if self._pinned else found["verify"],
                 # Who one is, is told to the registry alone: not to where it redirects to.
                 "cert": at.certificate if _origin(url) == self._origin else None,
             }

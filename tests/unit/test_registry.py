@@ -470,6 +470,17 @@ def test_storage_with_a_certificate_of_another_authority(
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(public.ca))
         with RegistryStore("docker.io", hosts, patience=QUICK) as store:
             assert read_all(store, "team/app", BLOB) == LAYER.data
+        # At a site it is the only one, whatever the machine or Python trust.
+        monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(public.ca))
+        with (
+            RegistryStore("docker.io", hosts, patience=QUICK, environment=False) as store,
+            pytest.raises(TransferFailed, match="CERTIFICATE_VERIFY_FAILED"),
+        ):
+            read_all(store, "team/app", BLOB)
+        with RegistryStore(
+            "docker.io", at(storage.url), patience=QUICK, environment=False
+        ) as store:
+            store.exists("team/app", BLOB)  # without one they count
         monkeypatch.delenv("REQUESTS_CA_BUNDLE")
         moved = {"Location": f"{registry.url}{registry.log[-1].target}"}
         storage.faults.append(Fault("", status=307, headers=moved))
