@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from installer.bundle.digest import Digest
+from installer.bundle.digest import CHUNK, Digest
 from installer.errors import Corrupt, TransferFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-CHUNK = 1 << 20
-"""Bytes per read: long enough for sha256 to run beside other threads (it releases the GIL)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from installer.bundle.archive import CHUNK
+from installer.bundle.digest import CHUNK
 from installer.errors import AirgapError, Corrupt, Interrupted, NotFound, TransferFailed
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 Origin = Literal["fetched", "copied", "made"]
 """Who gave bytes: upstream, this machine, or the builder itself."""
 
-_NOTE_EVERY = CHUNK
+_NOTE_EVERY = 4 * CHUNK
 """Bytes: what a kill may cost each connection."""
-_SYNC_EVERY = 64 * CHUNK
+_SYNC_EVERY = 256 * CHUNK
 _SHOWN = 20
 
 

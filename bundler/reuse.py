@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bundler.cache import CHUNK
+from installer.bundle.digest import CHUNK
 from installer.bundle.parts import BundleFile
 from installer.errors import AirgapError, InvalidInput
 from installer.tar import UNREADABLE, CautiousHeader, members

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
+from installer.bundle.digest import CHUNK
 from installer.bundle.layout import BLOCK
 from installer.bundle.parts import (
     Part,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     from installer.bundle.digest import Digest
 
-_CHUNK = 1024 * 1024
 _MAX_PARTS = 9999
 MIN_PART_SIZE = 1024 * 1024
 """Smaller parts would be a mistake in the unit."""
@@ -269,7 +269,7 @@ def _open_alone(partial: Path) -> int:
 
 
 def _digest(descriptor: int) -> str:
-    hasher, view, position = hashlib.sha256(), memoryview(bytearray(_CHUNK)), 0
+    hasher, view, position = hashlib.sha256(), memoryview(bytearray(CHUNK)), 0
     while count := os.preadv(descriptor, [view], position):
         hasher.update(view[:count])
         position += count

@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 from typing import TYPE_CHECKING
 
-from bundler.cache import CHUNK
+from installer.bundle.digest import CHUNK
 from installer.errors import InvalidInput
 from installer.tar import UNREADABLE, CautiousHeader, members
 

@@ -15,10 +15,10 @@ from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-from bundler.cache import CHUNK
 from bundler.sources.accessories import find_accessories
 from bundler.sources.upstream import Locked, registry_blob
 from bundler.sources.verification import pinned, verify_signed
+from installer.bundle.digest import CHUNK
 from installer.bundle.manifest import Database, format_time
 from installer.errors import InvalidInput
 from installer.oci.graph import ImageManifest, read_manifest

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from installer.bundle.digest import Digest
+from installer.bundle.digest import CHUNK, Digest
 from installer.bundle.layout import BLOCK, Layout, difference, header, layout, padding
 from installer.bundle.manifest import MAX_MANIFEST_BYTES, NAME, Manifest, decode
 from installer.bundle.parts import BundleFile
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from installer.bundle.parts import FileIdentity
     from installer.bundle.trust import Trust
 
-CHUNK = 1024 * 1024
 _MAX_AREA = 1024 * 1024
 
 
@@ -48,7 +47,7 @@ def read_exactly(file: BundleFile, offset: int, size: int, what: str) -> bytes:
     data = b""
     while len(data) < size:
         try:
-            piece = file.read(min(size - len(data), 64 * CHUNK), offset + len(data))
+            piece = file.read(min(size - len(data), 256 * CHUNK), offset + len(data))
         except OSError as error:
             raise TransferFailed(
                 f"{what}: {error.strerror}", hint="is the disk damaged?"
@@ -269,7 +268,7 @@ class VerifiedBundle:
         _check_digest(entry, hasher.hexdigest())  # (6)
 
     def stream(self, entry: Entry, start: int = 0) -> Iterator[bytes]:
-        """The member's bytes from ``start`` on in pieces of 1 MiB, for a caller that hashes them.
+        """The member's bytes from ``start`` on in pieces of CHUNK, for a caller that hashes them.
 
         Raises Corrupt when the file ends too early, TransferFailed when it can't be read.
         """
@@ -295,7 +294,7 @@ class VerifiedBundle:
 
         Of the bases only what is required of them is hashed, as is what a delta stands on.
         ``progress`` is told the bytes of each finished piece. Members are handed to the threads
-        largest first, so that the last one does not run alone. Memory: 1 MiB a thread.
+        largest first, so that the last one does not run alone. Memory: CHUNK a thread.
         """
         waiting = iter(sorted(self._all_entries(), key=lambda found: -found[1].member.size))
         found: list[Corrupt] = []

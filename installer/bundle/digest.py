@@ -16,6 +16,12 @@ from installer.errors import Corrupt, InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+CHUNK = 256 * 1024
+"""Bytes that are read, hashed and written at a time.
+
+It stays in a core's cache between these steps, and is long enough for threads to run beside each
+other (hashing releases the GIL). With 1 MiB the kernel took a quarter more of CPU time.
+"""
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
-from installer.bundle.digest import Digest
+from installer.bundle.digest import CHUNK, Digest
 from installer.bundle.manifest import MAX_NUMBER
 from installer.errors import Corrupt, InvalidInput, TransferFailed
 from installer.structs import decode_json
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FileIdentity = tuple[int, int, int, int, int]
 """Device, inode, size (bytes), times of the last change of content and of inode (nanoseconds)."""
-_CHUNK = 1024 * 1024
 _MAX_INDEX = 4 * 1024 * 1024
 _MAX_PARTS = 9999
 _PART = re.compile(r"(?P<whole>.+)\.part[0-9]{2,4}\Z")
@@ -258,7 +257,7 @@ def _open(path: Path, stack: ExitStack) -> tuple[int, int]:
 
 
 def _digest(piece: _Piece) -> str:
-    hasher, view, position = hashlib.sha256(), memoryview(bytearray(_CHUNK)), 0
+    hasher, view, position = hashlib.sha256(), memoryview(bytearray(CHUNK)), 0
     while position < piece.size:
         try:
             count = os.preadv(piece.descriptor, [view], position)

@@ -25,6 +25,7 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
+from installer.bundle.digest import CHUNK
 from installer.errors import (
     AirgapError,
     Corrupt,
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CHUNK = 1 << 20
-"""Bytes read and written at a time."""
 _SMALL = 1 << 16
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

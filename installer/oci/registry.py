@@ -139,7 +139,7 @@ class RegistryStore:
             return False
 
     def fetch(self, repository: str, descriptor: Descriptor) -> Iterator[bytes]:
-        """Stream the content in chunks of about 1 MiB; see ReadableStore.
+        """Stream the content in chunks of at most CHUNK bytes; see ReadableStore.
 
         A connection that breaks off is taken up again where it stopped. Raises NotFound,
         TransferFailed, Corrupt.
