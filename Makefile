@@ -44,7 +44,7 @@ programs: $(STAMP) ## Build ahead what the tiers build when they need it (Go)
 	$(BIN)/python -m tests.site.build
 
 site: $(STAMP) ## A real Kubernetes in a namespace without a route out: needs root and Go
-	$(BIN)/pytest tests/site -m site
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/site -m site
 
 fuzz: $(STAMP) ## Look for inputs that bring a reader down; FUZZ_SECONDS for each, Linux on x86-64
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)

@@ -1,12 +1,19 @@
-"""Fixtures of the site tier: one cluster, one upstream and its bundles for a whole session."""
+"""Fixtures of the site tier: one cluster, one upstream and its bundles for a whole session.
+
+Two sessions don't meet, and so neither do two workers of pytest-xdist: each has its own network
+namespace, cgroup and folders. A story is mostly waiting for probes, so that two at a time fit.
+"""
 
 from __future__ import annotations
 
+import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from tests import programs
 from tests.site import build, requirements
@@ -15,10 +22,26 @@ from tests.site.connected import Connected
 from tests.site.upstream import Upstream, shared_charts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.site.connected import Made
     from tests.site.network import Outbound
+
+
+_TOLD = "told"
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Have a sentence written at the end of the run, from whichever worker."""
+    return partial(record_property, _TOLD)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.stats.get("passed", ()):
+        for kind, sentence in report.user_properties:
+            if kind == _TOLD:
+                terminalreporter.write_line(sentence)
 
 
 @pytest.fixture
@@ -68,11 +91,11 @@ def bundles(connected: Connected) -> Mapping[str, Made]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def before(cluster: Cluster) -> Iterator[Outbound]:
-    """Give what had tried to leave before the first story; from then on nothing may.
+    """Give what had tried to leave before a story; until its end nothing may.
 
-    The cluster's own tests try on purpose: they are in a module that comes before all stories.
+    The cluster's own tests try on purpose: they are in a module that does not ask for this.
     """
     counted = cluster.outbound()
     yield counted
@@ -87,4 +110,13 @@ def _needs_cluster() -> Path:
         build.programs()
     except build.BuildFailed as failure:  # no Go module proxy within reach, for one
         pytest.skip(str(failure))
-    return Path(tempfile.mkdtemp(prefix="site-"))
+    _end_leftovers()
+    return Path(tempfile.mkdtemp(prefix=f"site-{os.getpid()}-"))
+
+
+def _end_leftovers() -> None:
+    """End clusters whose session was killed: after Ctrl-C a worker gets ten seconds and no more."""
+    with FileLock(programs.cache_folder() / ".locks" / "site.lock"):
+        for record in Path(tempfile.gettempdir()).glob("site-*-*/processes.json"):
+            if not Path("/proc", record.parent.name.split("-")[1]).exists():
+                Cluster(record.parent).down()

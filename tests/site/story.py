@@ -46,8 +46,8 @@ OLD, NEW = HARBOR
 class Story:
     """One site and the bundles that reach it; ``port`` is Harbor's node port.
 
-    ``before`` is what had tried to leave the namespace when the first story began, ``helm_major``
-    the version of the bundles' Helm. ``seed`` replaces the example site's, ``release`` keys of its
+    ``before`` is what had tried to leave the namespace when the story began, ``helm_major`` the
+    version of the bundles' Helm. ``seed`` replaces the example site's, ``release`` keys of its
     Harbor.
     """
 
@@ -198,11 +198,11 @@ class Story:
         assert running == names
 
     def check_silence(self) -> str:
-        """Assert that nothing tried to leave since the first story began; a sentence about it."""
+        """Assert that nothing tried to leave since the story began; a sentence about it."""
         tried = self.cluster.outbound().since(self.before)
         assert tried.attempts == 0, tried
         return (
-            f"nothing tried to leave, until the end of the story of {self.namespace}: "
+            f"nothing tried to leave in the story of {self.namespace}: "
             f"{tried.from_node} connects of the node and {tried.from_pods} packets of pods without "
             f"a route, {len(tried.destinations)} addresses outside, {tried.lookups} lookups past "
             f"the cluster's DNS, {len(tried.names)} names outside"

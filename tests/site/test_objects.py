@@ -35,7 +35,7 @@ from tests.site.test_run_csi import standins as driver_images
 from tests.upstream.certificates import make_certificates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.site.cluster import Cluster
@@ -353,12 +353,11 @@ def test_what_is_wrong_would_be_seen(server: Server) -> None:
         server.take(pod)
 
 
-def test_every_kind_was_there(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kind_was_there(server: Server, tell: Callable[[str], None]) -> None:
     assert server.kinds >= {
         "Certificate", "ClusterRole", "CSIDriver", "ConfigMap", "DaemonSet", "Deployment",
         "Ingress", "Issuer", "Job", "PersistentVolume", "PersistentVolumeClaim",
         "PodDisruptionBudget", "Secret", "Service", "ServiceAccount", "StatefulSet", "StorageClass",
         "ValidatingWebhookConfiguration", "VolumeSnapshotClass",
     }  # fmt: skip
-    with capsys.disabled():
-        print(f"\n{server.count} objects of {len(server.kinds)} kinds: taken by the API server")
+    tell(f"{server.count} objects of {len(server.kinds)} kinds: taken by the API server")

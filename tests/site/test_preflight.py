@@ -17,7 +17,7 @@ from tests.site.story import Story, connects, told
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.site.cluster import Cluster
     from tests.site.connected import Connected, Made
@@ -220,7 +220,5 @@ def serving(story: Story) -> list[str]:
     return [argv[0], "serve", argv[2], argv[3], f"--listen={SEED}", "--plain-http"]
 
 
-def test_nothing_tried_to_leave(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = story.check_silence()
-    with capsys.disabled():
-        print(f"\n{sentence}")
+def test_nothing_tried_to_leave(story: Story, tell: Callable[[str], None]) -> None:
+    tell(story.check_silence())

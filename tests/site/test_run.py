@@ -25,7 +25,7 @@ from tests.site.upstream import BUSYBOX
 from tests.upstream.images import Content, artefact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.site.cluster import Cluster
@@ -280,7 +280,5 @@ def test_secrets_that_are_lost_are_not_made_up(story: Story) -> None:
     assert story.json("new")["changed"] == ["secrets:harbor/harbor"]
 
 
-def test_nothing_tried_to_leave(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = story.check_silence()
-    with capsys.disabled():
-        print(f"\n{sentence}")
+def test_nothing_tried_to_leave(story: Story, tell: Callable[[str], None]) -> None:
+    tell(story.check_silence())

@@ -20,7 +20,7 @@ from tests.site.network import NODE_IP
 from tests.site.story import NEW, OLD, Story, told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.site.cluster import Cluster
     from tests.site.connected import Connected, Made
@@ -238,7 +238,5 @@ def test_a_killed_uninstall_is_no_dead_end_for_a_run(story: Chaos, connected: Co
     story.check_pods(SEED, NEW, connected.upstream, RUNNING)
 
 
-def test_nothing_tried_to_leave(story: Chaos, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = story.check_silence()
-    with capsys.disabled():
-        print(f"\n{sentence}")
+def test_nothing_tried_to_leave(story: Chaos, tell: Callable[[str], None]) -> None:
+    tell(story.check_silence())

@@ -23,7 +23,7 @@ from tests.site.test_run_cert_manager import VERSION as CERT_MANAGER
 from tests.site.test_run_cert_manager import standins as cert_manager_images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.site.cluster import Cluster
@@ -290,7 +290,7 @@ def test_uninstalled_in_reverse_order_the_data_stays_and_is_taken_over(
 
 
 def test_when_told_the_driver_deletes_the_data_before_it_goes(
-    story: Stored, provisioner: Provisioner, capsys: pytest.CaptureFixture[str]
+    story: Stored, provisioner: Provisioner, tell: Callable[[str], None]
 ) -> None:
     volumes = {claim["spec"]["volumeName"] for claim in story.claims().values()}
     changed = story.do("uninstall", "--yes", "--delete-data")["changed"]
@@ -303,6 +303,4 @@ def test_when_told_the_driver_deletes_the_data_before_it_goes(
     assert list((story.folder / "export").iterdir()) == []
     for kind in ("csidrivers", "storageclasses"):
         assert story.cluster.kubectl("get", kind, "--output=name") == ""
-    sentence = story.check_silence()
-    with capsys.disabled():
-        print(f"\n{sentence}")
+    tell(story.check_silence())

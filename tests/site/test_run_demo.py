@@ -27,7 +27,7 @@ from tests.site.story import NEW, OLD, Story, connects, told
 from tests.upstream.certificates import make_certificates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.site.cluster import Cluster
     from tests.site.connected import Connected, Made
@@ -252,7 +252,5 @@ def test_the_next_bundle_upgrades_what_changed(story: Demo, connected: Connected
     assert story.json("new")["changed"] == []
 
 
-def test_nothing_tried_to_leave(story: Demo, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = story.check_silence()
-    with capsys.disabled():
-        print(f"\n{sentence}")
+def test_nothing_tried_to_leave(story: Demo, tell: Callable[[str], None]) -> None:
+    tell(story.check_silence())

@@ -17,7 +17,7 @@ from tests.site.story import NEW, Story, connects, told
 from tests.upstream.certificates import make_certificates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.site.cluster import Cluster
@@ -151,7 +151,5 @@ def test_a_registry_that_is_away_is_named(story: Story, site_registry: SiteRegis
     assert story.json("new")["changed"] == []
 
 
-def test_nothing_tried_to_leave(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = story.check_silence()
-    with capsys.disabled():
-        print(f"\n{sentence}")
+def test_nothing_tried_to_leave(story: Story, tell: Callable[[str], None]) -> None:
+    tell(story.check_silence())

@@ -16,7 +16,7 @@ from tests.site.network import NODE_IP
 from tests.site.story import NEW, Story, told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.site.cluster import Cluster
@@ -116,9 +116,5 @@ def test_one_goes_and_the_other_stays_as_it_is(
     second.check_pods(second.address, NEW, connected.upstream, RUNNING)
 
 
-def test_nothing_tried_to_leave(
-    sites: tuple[Site, Site], capsys: pytest.CaptureFixture[str]
-) -> None:
-    sentence = sites[1].check_silence()
-    with capsys.disabled():
-        print(f"\n{sentence}")
+def test_nothing_tried_to_leave(sites: tuple[Site, Site], tell: Callable[[str], None]) -> None:
+    tell(sites[1].check_silence())

@@ -23,7 +23,7 @@ from tests.site.upstream import BUSYBOX
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.site.cluster import Cluster
@@ -213,7 +213,5 @@ def test_a_cluster_that_is_away_costs_less_than_a_minute(story: Asked, *, silent
     assert {("cluster", "api"), ("release asked/harbor", "helm")} <= failed(lines)
 
 
-def test_nothing_tried_to_leave(story: Asked, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = story.check_silence()
-    with capsys.disabled():
-        print(f"\n{sentence}")
+def test_nothing_tried_to_leave(story: Asked, tell: Callable[[str], None]) -> None:
+    tell(story.check_silence())

@@ -25,7 +25,7 @@ from tests.site.story import NEW, OLD, Story, told
 from tests.site.test_run_demo import RUNNING, SEED, Demo, start_haproxy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.postgresql import Server
@@ -208,7 +208,5 @@ def test_a_second_undo_has_nothing_to_do(story: Demo) -> None:
     assert story.json("old", "--allow-downgrade=undone")["changed"] == []
 
 
-def test_nothing_tried_to_leave(story: Demo, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = story.check_silence()
-    with capsys.disabled():
-        print(f"\n{sentence}")
+def test_nothing_tried_to_leave(story: Demo, tell: Callable[[str], None]) -> None:
+    tell(story.check_silence())

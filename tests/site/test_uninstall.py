@@ -27,7 +27,7 @@ from tests.site.test_run_demo import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.postgresql import Server
     from tests.site.cluster import Cluster
@@ -228,7 +228,5 @@ def test_data_in_the_cluster_goes_when_told(story: Gone) -> None:
     assert story.uninstall("old", "--delete-data")["changed"] == []
 
 
-def test_nothing_tried_to_leave(story: Gone, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = story.check_silence()
-    with capsys.disabled():
-        print(f"\n{sentence}")
+def test_nothing_tried_to_leave(story: Gone, tell: Callable[[str], None]) -> None:
+    tell(story.check_silence())
