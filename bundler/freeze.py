@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from bundler.elf import loaded_part
+from bundler.installer_format import COMPONENTS, PLACE
 from bundler.python_environment import first_program
 
 if TYPE_CHECKING:
@@ -36,12 +37,8 @@ if TYPE_CHECKING:
 
     from bundler.python_environment import Environment
 
-PLACE = b"AIRGAP-LOADER-1\0"
-"""Stands in the first program; the eight bytes behind it say where the table begins."""
 CONTENT = b"AIRGAP-CONTENT-1"
 """What the table begins with."""
-COMPONENTS = "components.json"
-"""The archive's list of what was packed, for the bundle's SBOM."""
 
 _ALIGNMENT = 16
 _LEVEL = 9

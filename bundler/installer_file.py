@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bundler import freeze
 from bundler.cache import measure, read_chunks
-from bundler.python_environment import Component, environment
+from bundler.installer_format import COMPONENTS, PLACE, Component
 from installer.bundle.digest import Digest
 from installer.errors import InvalidInput, TransferFailed
 from installer.structs import decode_json
@@ -57,7 +56,7 @@ def read(path: Path) -> InstallerFile:
     try:
         architecture = _architecture(path)
         with zipfile.ZipFile(path) as archive:
-            data = archive.read(freeze.COMPONENTS)
+            data = archive.read(COMPONENTS)
         components = decode_json(data, tuple[Component, ...])
         found = measure(path)
     except OSError as error:
@@ -74,7 +73,7 @@ def _architecture(path: Path) -> str:
     """Read it from the first program; raises ValueError or KeyError for any other file."""
     with path.open("rb") as file:
         head = file.read(_FIRST_PROGRAM)
-    if not head.startswith(b"\x7fELF") or freeze.PLACE not in head:
+    if not head.startswith(b"\x7fELF") or PLACE not in head:
         raise ValueError
     return _MACHINES[int.from_bytes(head[18:20], "little")]
 
@@ -87,6 +86,9 @@ def make(
     ``progress`` shows the bytes that are packed, if it has to be made. Raises InvalidInput when
     this environment can't be packed, TransferFailed when the cache can't be written to.
     """
+    from bundler import freeze  # noqa: PLC0415  # 70 ms, and most builds make none
+    from bundler.python_environment import environment  # noqa: PLC0415
+
     found = environment()
     mark = cache.folder / "installers" / found.digest()
     if (kept := _kept(cache, mark)) is not None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from bundler.spec import Spec
+
 _AGAIN = "write it again with: bundler lock bundle.yaml"
 
 
@@ -179,3 +181,12 @@ def bundle_manifest(
         files=lock.files,
         required=tuple(m for m in members if m.digest in omitted),
     )
+
+
+def check_lock_fits(lock: Lock, spec: Spec) -> None:
+    """Refuse a lock that was made from another spec; raises InvalidInput."""
+    if lock.spec_digest != str(spec.digest()):
+        raise InvalidInput(
+            "bundle.lock was made from another bundle.yaml than this one",
+            hint=_AGAIN,
+        )

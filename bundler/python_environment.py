@@ -21,18 +21,15 @@ from importlib import machinery, metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from bundler import elf
+from bundler.installer_format import Component
 from installer.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
-
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-"""Machines that have a first program, by their names in OCI platforms."""
 
 _ELSEWHERE = "make it on another machine and give it with --installer, or build with --no-installer"
 _IMPORT = re.compile(r"^ *(?:from|import) (\w+)", re.MULTILINE)
@@ -52,21 +49,6 @@ _NATIVE_LEFT_OUT = (
 """Of the standard library: tests, and what is for terminals, sound or databases."""
 _NAME_SERVICE = ("libnss_files.so.2", "libnss_dns.so.2")
 """Loaded by glibc before 2.34 when a host is looked up; no file names them."""
-
-
-class Component(msgspec.Struct, frozen=True):
-    """A part of the installer for the SBOM.
-
-    ``kind`` is ``python`` for distributions of the package index, ``interpreter`` or ``library``.
-    ``sha256`` is of the library's file, or of the lines ``sha256  path`` of a distribution's
-    files, sorted. ``version`` and ``license`` are empty where they are not known.
-    """
-
-    kind: str
-    name: str
-    version: str
-    license: str
-    sha256: str
 
 
 @dataclass(slots=True)
@@ -92,8 +74,8 @@ class Environment:
         """One sha256 for everything that decides about the bytes of the installer."""
         whole = hashlib.sha256()
         here = Path(__file__).parent
-        modules = ("elf.py", "freeze.py", "python_environment.py", "loader/boot.py")
-        for own in (first_program(), *(here / name for name in modules)):
+        modules = ("elf", "freeze", "installer_format", "loader/boot", "python_environment")
+        for own in (first_program(), *(here / f"{name}.py" for name in modules)):
             whole.update(own.read_bytes())
         whole.update(f"{sys.version} {zlib.ZLIB_RUNTIME_VERSION}".encode())
         files = {"loader": self.loader, "python": self.python} | self.code | self.data

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 
 from bundler.cache import read_chunks
+from bundler.installer_format import ARCHITECTURES
 from bundler.lock import Excluded, Lock, bundle_manifest, encode_lock
 from bundler.pins import pins
 from bundler.platforms import named
@@ -75,7 +76,6 @@ THREADS = 8
 """Requests at once: most of the time goes into waiting for registries."""
 HELM = "helm"
 """Name of the tool that renders charts."""
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _NAMESPACE = "default"
 _SHOWN = 3
 
@@ -148,15 +148,6 @@ def resolve(
     if wanted.verify.required:
         check_required(draft)
     return number(draft, previous, now)
-
-
-def check_lock_fits(lock: Lock, spec: Spec) -> None:
-    """Refuse a lock that was made from another spec; raises InvalidInput."""
-    if lock.spec_digest != str(spec.digest()):
-        raise InvalidInput(
-            "bundle.lock was made from another bundle.yaml than this one",
-            hint="write it again with: bundler lock bundle.yaml",
-        )
 
 
 def number(draft: Lock, previous: Lock | None, now: datetime) -> Lock:
@@ -354,7 +345,7 @@ def _render(
 
 def this_platform() -> str:
     """The platform of this machine, as specs write it."""
-    return f"linux/{_ARCHITECTURES.get(platform.machine(), platform.machine())}"
+    return f"linux/{ARCHITECTURES.get(platform.machine(), platform.machine())}"
 
 
 def _own_helm(tools: Sequence[Locked[Tool]]) -> Locked[Tool]:

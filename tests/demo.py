@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundler.python_environment import ARCHITECTURES
+from bundler.installer_format import ARCHITECTURES
 from tests.upstream import Upstream
 
 if TYPE_CHECKING:

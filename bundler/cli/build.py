@@ -15,12 +15,10 @@ from bundler import installer_file
 from bundler.build import THREADS, Budget, Built, Manner, Plan, budget, build, check_out, plan
 from bundler.cli.fetching import Watch, form_for, time_text
 from bundler.cli.keygen import PASSPHRASE_VARIABLE
-from bundler.cli.lock import lock_spec
 from bundler.cli.upstream import open_upstream, registry_config_option
 from bundler.delta import Held, read_held
-from bundler.lock import read_lock
-from bundler.python_environment import ARCHITECTURES
-from bundler.resolve import check_lock_fits
+from bundler.installer_format import ARCHITECTURES
+from bundler.lock import check_lock_fits, read_lock
 from bundler.reuse import LocalBlobs
 from bundler.spec import Spec
 from bundler.target import MIN_PART_SIZE
@@ -156,6 +154,8 @@ def command(
             lock = read_lock(lock_file)
             check_lock_fits(lock, spec)
         else:
+            from bundler.cli.lock import lock_spec  # noqa: PLC0415  # 80 ms: only without a lock
+
             watch.note(f"no {lock_file} yet: locking first")
             lock = lock_spec(spec, lock_file, upstream, now=datetime.now(UTC), progress=watch.note)
         installers = () if no_installer else _installers(given, upstream.cache, watch)

@@ -12,8 +12,8 @@ import click
 from bundler.cli.diff import print_changes
 from bundler.cli.upstream import open_upstream, registry_config_option
 from bundler.difference import changes
-from bundler.lock import read_lock
-from bundler.resolve import THREADS, check_lock_fits, resolve
+from bundler.lock import check_lock_fits, read_lock
+from bundler.resolve import THREADS, resolve
 from bundler.sources.chart import is_newer, newest_version
 from bundler.spec import Spec
 from installer.cli.console import output_option, print_json, print_table, say

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bundler import freeze, installer_file
-from bundler.python_environment import ARCHITECTURES
+from bundler.installer_format import ARCHITECTURES, PLACE
 from installer.cli import VERBS
 from installer.deploy import daemon
 from tests import programs
@@ -482,7 +482,7 @@ def _around(files: dict[str, bytes]) -> bytes:
         table += freeze._ENTRY.pack(place, len(packed), len(data), digest, name.encode())
         content += packed
     header = freeze._HEADER.pack(freeze.CONTENT, len(files), at + len(content), b"k" * 32)
-    patched = program.replace(freeze.PLACE + bytes(8), freeze.PLACE + struct.pack("<Q", begin))
+    patched = program.replace(PLACE + bytes(8), PLACE + struct.pack("<Q", begin))
     return patched.ljust(begin, b"\0") + header + table + content
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from bundler import elf, freeze, installer_file, python_environment
+from bundler import elf, installer_file, python_environment
 from bundler.cache import BlobCache
-from bundler.python_environment import Component, Environment
+from bundler.installer_format import ARCHITECTURES, COMPONENTS, PLACE, Component
 from installer.cli.run import own_command
 from installer.errors import InvalidInput
 from tests.bundles import open_bundle
@@ -29,6 +29,8 @@ from tests.unit.test_cli import run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from bundler.python_environment import Environment
 
 __all__ = ["builder"]  # the fixture
 COMPONENT = Component("python", "click", "8.3.0", "BSD-3-Clause", "ab" * 32)
@@ -39,7 +41,7 @@ def tiny(folder: Path, machine: str = "x86_64") -> Path:
     content = io.BytesIO()
     content.write((resources.files("bundler") / "loader" / f"unpack-{machine}").read_bytes())
     with zipfile.ZipFile(content, "w") as archive:
-        entry = zipfile.ZipInfo(freeze.COMPONENTS)
+        entry = zipfile.ZipInfo(COMPONENTS)
         archive.writestr(entry, msgspec.json.encode([COMPONENT]))
     path = folder / f"tiny-{machine}"
     path.write_bytes(content.getvalue())
@@ -59,7 +61,7 @@ def test_any_other_file_is_no_installer(tmp_path: Path) -> None:
         "script": b"#!/bin/sh\nexit 0\n",
         "empty": b"",
         "cut off": good[:-40],
-        "another program": good.replace(freeze.PLACE, bytes(len(freeze.PLACE))),
+        "another program": good.replace(PLACE, bytes(len(PLACE))),
         "another machine": good[:18] + struct.pack("<H", 8) + good[20:],
         "other list": good.replace(b'"click"', b"click  "),
     }
@@ -153,7 +155,7 @@ def test_a_bundle_without_installer_says_how_to_check_it(builder: Builder) -> No
 
 @pytest.fixture(scope="module")
 def environment() -> Environment:
-    if platform.machine() not in python_environment.ARCHITECTURES:
+    if platform.machine() not in ARCHITECTURES:
         pytest.skip("no installer can be made on this machine")
     return python_environment.environment()
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from bundler.cache import BlobCache
-from bundler.lock import Blob, Lock, encode_lock, read_lock
+from bundler.lock import Blob, Lock, check_lock_fits, encode_lock, read_lock
 from bundler.pins import pins
-from bundler.resolve import check_lock_fits, merge_blobs, number, resolve
+from bundler.resolve import merge_blobs, number, resolve
 from bundler.sources.upstream import Upstream
 from bundler.spec import Spec
 from installer.bundle.digest import Digest
