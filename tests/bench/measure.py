@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from tests.bench.registry import Registry
 
 CLIENTS = 4
-REUSE, SINCE, COPY = "bundler build --reuse", "bundler build --since", "cp of the bundle"
+REUSE, SINCE = "bundler build --reuse", "bundler build --since"
+COPY, COPY_SYNCED = "cp of the bundle", "cp and sync of the bundle"
 LOCK, CRANE_DIGEST = "bundler lock", "crane digest, one after the other"
 _AREA = 64 * 1024
 """Bytes of the signatures, which differ each time."""
@@ -270,11 +271,17 @@ class Bench:
             figures = {"fetched": found["fetched"], "new": new}
             return replace(cost, result=found["bytes"], figures=figures)
 
+        def copy(*, synced: bool) -> Cost:
+            file = self._fresh() / "copy"
+            steps: list[Step] = [("cp", bundle, file)]
+            return metered([*steps, ("sync", file)] if synced else steps, file.parent, {})
+
         measured = Measurement("Build again, one image of ten changed")
         self._rotate(
             measured,
             {
-                COPY: lambda: metered([("cp", bundle, f := self._fresh() / "copy")], f.parent, {}),
+                COPY_SYNCED: lambda: copy(synced=True),
+                COPY: lambda: copy(synced=False),
                 REUSE: lambda: build("--reuse", bundle),
                 SINCE: lambda: build("--since", bundle),
             },

@@ -96,12 +96,12 @@ TARGETS = (
         "new",
     ),
     Target(
-        "build again: wall / cp",
+        "build again: wall / cp and sync",
         "Build again, one image of ten changed",
         measure.REUSE,
         "wall",
         1.2,
-        measure.COPY,
+        measure.COPY_SYNCED,
     ),
     Target(
         "killed: sent again a connection, MiB",
