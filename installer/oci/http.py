@@ -57,6 +57,8 @@ _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BUSY = (429, 500, 502, 503, 504)
 _CONNECTIONS = 32
+_MOMENT = 0.001
+"""Seconds: a pause that is shorter may not move a clock at all."""
 _LONGEST_PAUSE = 10.0
 """Seconds: a server that was away is found again not much later than it is back."""
 
@@ -104,9 +106,10 @@ class Patience:
                 hasty = attempt == 1 and not error.status
                 pause = 0.0 if hasty else max(error.retry_after, self.pause(attempt))
                 gone = self.clock() - began
-                spent = attempt >= self.attempts and gone >= self.outage
+                left = self.outage - gone
+                spent = attempt >= self.attempts and left < _MOMENT
                 if attempt >= self.attempts:
-                    pause = max(error.retry_after, min(pause, self.outage - gone))
+                    pause = max(error.retry_after, min(pause, left))
                 if spent or error.retry_after > self.longest:
                     if attempt > 1:
                         error.add(f"; tried {attempt} times in {gone:.0f} s")

@@ -128,6 +128,22 @@ def test_a_registry_that_is_away_for_a_while_is_waited_for(registry: Registry) -
             store.resolve("team/app", "v1")
 
 
+def test_a_clock_that_falls_short_of_the_outage_ends_the_waiting(registry: Registry) -> None:
+    registry.faults.append(Fault("manifests/v1", status=502, times=99))
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += max(0.0, seconds - 1e-9)
+
+    patience = Patience(connect=2, read=1, attempts=3, outage=60, sleep=sleep, clock=lambda: now[0])
+    with (
+        RegistryStore(registry.host, patience=patience) as store,
+        pytest.raises(Unavailable, match="in 60 s"),
+    ):
+        store.resolve("team/app", "v1")
+    assert len(registry.log) < 50
+
+
 def test_nobody_listens(registry: Registry) -> None:
     host = registry.host
     registry.__exit__(None, None, None)
