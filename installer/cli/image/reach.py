@@ -19,8 +19,6 @@ from installer.site.state import State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PASSPHRASE_VARIABLE = "INSTALLER_PASSPHRASE"  # noqa: S105 (a variable's name)
-
 
 def harbor_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a verb ``reach``: from the image's name to the Harbor that it is in."""

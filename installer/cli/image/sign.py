@@ -9,7 +9,8 @@ import click
 
 from installer import keys
 from installer.cli.console import output_option, passphrase, print_json, say
-from installer.cli.image.reach import PASSPHRASE_VARIABLE, harbor_options
+from installer.cli.image.keygen import PASSPHRASE_VARIABLE
+from installer.cli.image.reach import harbor_options
 from installer.oci import signatures
 
 if TYPE_CHECKING:
