@@ -11,11 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bundler.resolve import HELM, this_platform
+from bundler.resolve import HELM
 from installer.bundle.digest import Digest
 from installer.errors import InvalidInput
 from installer.helm.client import Helm
 from installer.helm.difference import changed_objects
+from installer.oci.platforms import own_platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,7 +66,7 @@ def rendered_changes(
 
 
 def _helm(bundle: VerifiedBundle, folder: Path) -> Helm:
-    here = this_platform()
+    here = own_platform()
     for tool in bundle.manifest.tools:
         if (tool.name, tool.platform) == (HELM, here):
             binary = folder / HELM

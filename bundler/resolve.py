@@ -12,7 +12,6 @@ Failures of one step are told together: whoever mends a spec wants to run this t
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 
 from bundler.cache import read_chunks
-from bundler.installer_format import ARCHITECTURES
 from bundler.lock import Excluded, Lock, bundle_manifest, encode_lock
 from bundler.pins import pins
 from bundler.platforms import named
@@ -58,6 +56,7 @@ from installer.helm.chart import ChartArchive
 from installer.helm.client import Helm
 from installer.helm.images import find_images
 from installer.helm.values import unknown_keys
+from installer.oci.platforms import own_platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -343,14 +342,9 @@ def _render(
     return list(found)
 
 
-def this_platform() -> str:
-    """The platform of this machine, as specs write it."""
-    return f"linux/{ARCHITECTURES.get(platform.machine(), platform.machine())}"
-
-
 def _own_helm(tools: Sequence[Locked[Tool]]) -> Locked[Tool]:
     """The spec's Helm that runs on this machine."""
-    here = this_platform()
+    here = own_platform()
     helms = [tool for tool in tools if tool.entry.name == HELM]
     for tool in helms:
         if tool.entry.platform == here:

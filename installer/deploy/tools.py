@@ -7,12 +7,12 @@ name only when it held. Before each later use in another run they are hashed aga
 from __future__ import annotations
 
 import hashlib
-import platform
 import stat
 from typing import TYPE_CHECKING
 
 from installer.bundle.digest import Digest
 from installer.errors import PreflightFailed
+from installer.oci.platforms import own_platform
 from installer.site.private import private_folder, write_file
 
 if TYPE_CHECKING:
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 
 NEEDED = ("helm", "kubectl")
 _EXECUTABLE = 0o700
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-def own_platform() -> str:
-    """Operating system and architecture of this machine, as OCI writes them."""
-    machine = platform.machine()
-    return f"{platform.system().lower()}/{_MACHINES.get(machine, machine)}"
 
 
 class Toolbox:

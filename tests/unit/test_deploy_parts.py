@@ -25,9 +25,10 @@ from installer.deploy.images import SiteImages, accepted_ids
 from installer.deploy.kubectl import Kubectl
 from installer.deploy.nodes import TellNodes, hosts_toml
 from installer.deploy.seed import ServeBundle
-from installer.deploy.tools import Toolbox, own_platform
+from installer.deploy.tools import Toolbox
 from installer.errors import Corrupt, DeploymentFailed, InvalidInput, PreflightFailed
 from installer.helm.images import FoundImage, Origin
+from installer.oci.platforms import own_platform
 from installer.oci.reference import Reference
 from installer.site.model import Cluster, Nodes, Push, Release, Seed, Serve, Site
 from installer.site.state import State

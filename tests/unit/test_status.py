@@ -33,9 +33,9 @@ from installer.deploy.status.certificate import certificate_line
 from installer.deploy.status.cluster import differing
 from installer.deploy.status.harbor import database_age
 from installer.deploy.status.line import Line, Part, Status, ask_all
-from installer.deploy.tools import own_platform
 from installer.errors import DeploymentFailed
 from installer.harbor.vulnerability_data import ScannerData
+from installer.oci.platforms import own_platform
 from installer.site import credentials
 from installer.site.authority import ensure_certificates
 from installer.site.harbor import VulnerabilityData

@@ -16,8 +16,8 @@ import yaml
 from installer.deploy import support
 from installer.deploy.status import look
 from installer.deploy.support import Summary, collect
-from installer.deploy.tools import own_platform
 from installer.errors import Corrupt, InvalidInput, TransferFailed
+from installer.oci.platforms import own_platform
 from installer.redaction import Redaction, blanked
 from installer.site import credentials
 from tests.unit.test_status import CORE, NOW, FakeSite, fake_site, pod, run

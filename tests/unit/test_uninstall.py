@@ -20,8 +20,8 @@ from installer.deploy import local_removal as module
 from installer.deploy.haproxy import InstallHAProxy
 from installer.deploy.local_removal import ForgetHost, RestoreHAProxy, StopSeed
 from installer.deploy.nodes import hosts_toml
-from installer.deploy.tools import own_platform
 from installer.errors import DeploymentFailed, PreflightFailed
+from installer.oci.platforms import own_platform
 from installer.site.harbor import Certificate, HAProxy, Harbor, LoadBalancer, SelfSigned
 from installer.site.model import Cluster, Seed, Serve, Site
 from installer.site.state import State
