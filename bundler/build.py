@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 _FIRST = member_names(1)[0].encode()
 """What every bundle begins with: the name of its first member."""
 THREADS = 8
-"""Connections at once: for large blobs four would do, small ones wait for answers most of the time
-(docs/benchmarks.md)."""
+"""Connections at once: large blobs need fewer, small ones and far hosts are waited for most of the
+time (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import msgspec
 
 from bundler.cache import measure, read_chunks
 from bundler.installer_format import COMPONENTS, PLACE, Component
-from installer.bundle.digest import Digest
+from installer.bundle.digest import CHUNK, Digest
 from installer.errors import InvalidInput, TransferFailed
 from installer.structs import decode_json
 
@@ -97,7 +97,7 @@ def make(
         with progress(found.size) as advance:
             freeze.write(found, file, advance)
         file.seek(0)
-        blob = cache.put(iter(lambda: file.read(1 << 20), b""), what="installer")
+        blob = cache.put(iter(lambda: file.read(CHUNK), b""), what="installer")
     try:
         mark.parent.mkdir(mode=0o700, exist_ok=True)
         unfinished = mark.with_name(f".{os.getpid()}")

@@ -199,9 +199,10 @@ def _check_config(
         found = decode_json(data, _Config)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{where}: its config can't be read: {error}") from error
-    same = normal_platform(found.platform) == normal_platform(platform)
     if listed or not found.variant:
         same = [found.os, found.architecture] == platform.split("/")[:2]
+    else:
+        same = normal_platform(found.platform) == normal_platform(platform)
     if not same:
         raise _wrong_platform(where, platform, found.platform)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from installer.bundle.digest import CHUNK
 from installer.deploy.harbor_access import access_to
 from installer.deploy.kubectl import Kubectl
 from installer.deploy.push import PushBundle
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 _PATIENCE = 900.0
 """Seconds for a scan: a large database comes before it."""
-_CHUNK = 1 << 20
 _CACHE = "/home/scanner/.cache/trivy"
 _PROVEN = "databases-proven.json"
 _TOLD = "databases.json"
@@ -171,7 +171,7 @@ class ServeDatabases:
 def _copied(file: BundleFile, advance: Advance) -> Iterator[bytes]:
     """The file that was verified, whole and from the descriptor that is held."""
     position = 0
-    while chunk := file.read(_CHUNK, position):
+    while chunk := file.read(CHUNK, position):
         yield chunk
         position += len(chunk)
         advance(len(chunk))

@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import msgspec
 import yaml
 
+from installer.bundle.digest import CHUNK
 from installer.deploy import systemd
 from installer.deploy.cluster import ClusterInfo
 from installer.deploy.harbor import HarborParts
@@ -57,7 +58,6 @@ _LOG_SECONDS = 300.0
 """After this time no more logs are asked for: a cluster that stalls at each one has many."""
 _TIMEOUT = 20
 _LOG_TIME = 30.0
-_CHUNK = 1 << 20
 _JOURNALCTL = "journalctl"
 _WORDS = 600
 _KUBE_VERSION = "1.34.0"
@@ -122,7 +122,7 @@ def _place(out: Path, stream: IO[bytes]) -> None:
     except OSError as error:
         raise TransferFailed(f"{out}: can't be written: {error.strerror}") from error
     try:
-        write_file(out, iter(lambda: stream.read(_CHUNK), b""))
+        write_file(out, iter(lambda: stream.read(CHUNK), b""))
     except BaseException:
         out.unlink(missing_ok=True)
         raise

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from installer.bundle.digest import Digest, verified
+from installer.bundle.digest import CHUNK, Digest, verified
 from installer.errors import Corrupt, InvalidInput, NotFound
 from installer.oci.artefact import Blob, author
 from installer.oci.graph import (
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_CHUNK = 1 << 20
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 _GZIP = b"\x1f\x8b"
 _MAX_LINKS = 8
@@ -67,7 +66,7 @@ class Place:
         with self.file.open("rb") as stream:
             stream.seek(self.offset + start)
             while left:
-                chunk = stream.read(min(left, _CHUNK))
+                chunk = stream.read(min(left, CHUNK))
                 if not chunk:
                     raise Corrupt(f"{self.file}: ends {left} bytes too early")
                 left -= len(chunk)
@@ -272,7 +271,7 @@ class _Unpacker:
     def unpacked(self, chunk: bytes) -> Iterator[bytes]:
         """What the next bytes give; raises zlib.error."""
         while chunk:
-            yield self._inflate.decompress(chunk, _CHUNK)
+            yield self._inflate.decompress(chunk, CHUNK)
             chunk = self._inflate.unconsumed_tail
             if self._inflate.eof:
                 chunk = self._inflate.unused_data

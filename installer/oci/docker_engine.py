@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from installer.bundle.digest import CHUNK
 from installer.errors import InvalidInput, NotFound, TransferFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_CHUNK = 1 << 20
 
 
 def saved(name: str) -> Iterator[bytes]:
@@ -25,7 +24,7 @@ def saved(name: str) -> Iterator[bytes]:
         client = docker.from_env(timeout=600)
         try:
             client.api.inspect_image(name)  # asked for a missing one, get_image says 500
-            yield from client.api.get_image(name, _CHUNK)
+            yield from client.api.get_image(name, CHUNK)
         finally:
             client.close()
     except docker.errors.ImageNotFound as error:

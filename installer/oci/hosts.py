@@ -50,7 +50,7 @@ class RegistryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Endpoint:
     """Where a registry's API is: ``api`` ends in ``/v2``, ``prefix`` goes before repositories.
 
-    ``ca`` is a file of certificates that are trusted there besides the usual ones, ``cert``
+    ``ca`` is a file of certificates that are trusted there (see Client for what else is), ``cert``
     and ``key`` what is shown there, ``proxy`` the way to it ("": what the environment says).
     """
 
